@@ -1,0 +1,198 @@
+"""Runs a plan on a causal language model: token rows with spans in, log-probabilities out.
+
+Differentiable when gradients are on. What a model cannot take (tree masks, a shared KV cache) is found out on its
+first rows, by comparing with plain rows, and then left alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from justforward.prompts import Row
+from justforward.scoring.plan import Forward, Plan, make_plan
+
+logger = logging.getLogger(__name__)
+
+TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
+"""Default tokens per forward pass, padding included, by device type."""
+
+CHECK_TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 0.2}
+"""Largest difference of a token's log-probability at which a short cut counts as equal to plain rows."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-probabilities of the scored tokens of R rows.
+
+    token_logprobs: [T] float32, row after row in the order the rows came in; lengths: [R] int64, tokens per row.
+    """
+
+    token_logprobs: Tensor
+    lengths: Tensor
+
+    def sums(self) -> Tensor:
+        """[R] float32: log p(span | what is before it), the sum over the span's tokens."""
+        row = torch.repeat_interleave(torch.arange(len(self.lengths), device=self.lengths.device), self.lengths)
+        total = torch.zeros(len(self.lengths), dtype=torch.float32, device=self.token_logprobs.device)
+        return total.index_add(0, row, self.token_logprobs)
+
+    def means(self) -> Tensor:
+        """[R] float32: the length-normalised score, the mean over the span's tokens."""
+        return self.sums() / self.lengths
+
+    def by_row(self) -> list[list[float]]:
+        """One list of token log-probabilities per row."""
+        return [part.tolist() for part in self.token_logprobs.detach().cpu().split(self.lengths.tolist())]
+
+
+class ScoringEngine:
+    """Scores token rows with one model.
+
+    Args:
+        model: a causal LM (transformers, possibly wrapped by PEFT).
+        token_budget: most tokens per forward pass, padding included; None takes the device's default.
+        short_cuts: False feeds plain rows only (a reference for tests and benchmarks).
+    """
+
+    def __init__(self, model: torch.nn.Module, *, token_budget: int | None = None, short_cuts: bool = True):
+        self.model = model
+        self.device = next(model.parameters()).device
+        self.token_budget = token_budget or TOKEN_BUDGET.get(self.device.type, TOKEN_BUDGET["cuda"])
+        config = model.config.get_text_config()  # type: ignore[union-attr]
+        self.window: int | None = getattr(config, "sliding_window", None)
+        accepts = inspect.signature(getattr(model, "get_base_model", lambda: model)().forward).parameters
+        self.keeps_logits = "logits_to_keep" in accepts
+        flash = "flash" in (getattr(config, "_attn_implementation", None) or "")
+        can = short_cuts and "position_ids" in accepts
+        # None: allowed by the signature, not yet proven on real rows.
+        self.trees: bool | None = None if can and not flash else False
+        self.caches: bool | None = None if can and "cache" in accepts else False
+
+    def score(self, rows: Sequence[Row], progress: Callable[[int], None] | None = None) -> Scores:
+        """Plan and run in one call."""
+        return self.run(self.plan(rows), progress)
+
+    def plan(self, rows: Sequence[Row]) -> Plan:
+        """The least computation for `rows` that this model supports. Use it any number of times."""
+        fits_window = self.window is None or max((len(r.tokens) for r in rows), default=0) <= self.window
+
+        def build(*, trees: bool, caches: bool) -> Plan:
+            # A cache is filled once per run and its gradient would have to flow through every batch.
+            caches = caches and not torch.is_grad_enabled()
+            return make_plan(rows, token_budget=self.token_budget, share_prefix=caches, pack_trees=trees)
+
+        plan = build(trees=self.trees is not False and fits_window, caches=self.caches is not False and fits_window)
+        if plan.prefix and self.caches is None:
+            self.caches = self._prove("a shared KV cache", rows, share_prefix=True, pack_trees=False)
+            plan = build(trees=self.trees is not False and fits_window, caches=self.caches)
+        if plan.has_tree and self.trees is None:
+            self.trees = self._prove("tree masks", rows, share_prefix=bool(plan.prefix), pack_trees=True)
+            plan = build(trees=self.trees, caches=self.caches is not False and fits_window)
+        return plan
+
+    def run(self, plan: Plan, progress: Callable[[int], None] | None = None) -> Scores:
+        """Run a plan; `progress` is told the number of rows' tokens scored after each forward pass."""
+        cache = self._prefill(plan.prefix) if plan.prefix else None
+        values, order = [], []
+        for forward in plan.forwards:
+            values.append(self._forward(forward, cache, len(plan.prefix)))
+            order.append(torch.from_numpy(forward.output))
+            if progress is not None:
+                progress(len(forward.output))
+        lengths = torch.from_numpy(plan.lengths).to(self.device)
+        if not values:
+            return Scores(torch.zeros(0, device=self.device), lengths)
+        return Scores(torch.cat(values)[torch.argsort(torch.cat(order)).to(self.device)], lengths)
+
+    def _forward(self, forward: Forward, cache: object, prefix_length: int) -> Tensor:
+        """One pass over [B, N] tokens -> [T] float32 log-probabilities of its scored tokens."""
+        input_ids = torch.from_numpy(forward.input_ids).to(self.device)
+        keep = torch.from_numpy(forward.keep).to(self.device)
+        arguments: dict = {"input_ids": input_ids, "use_cache": False}
+        if self.keeps_logits:
+            arguments["logits_to_keep"] = keep
+        if forward.mask is not None or cache is not None:
+            arguments["position_ids"] = torch.from_numpy(forward.position_ids).to(self.device)
+        if forward.mask is not None:
+            arguments["attention_mask"] = self._additive(torch.from_numpy(forward.mask), prefix_length)
+        if cache is not None:
+            arguments |= {"cache": _repeat(cache, len(input_ids)), "use_cache": True}
+        logits = self.model(**arguments).logits
+        if not self.keeps_logits:
+            logits = logits[keep]
+        logits = logits.float()  # [K, V]
+        source = torch.from_numpy(forward.source).to(self.device)
+        target = torch.from_numpy(forward.target).to(self.device)
+        return logits[source, target] - torch.logsumexp(logits, dim=-1)[source]
+
+    def _prefill(self, prefix: tuple[int, ...]) -> object:
+        ids = torch.tensor([prefix], device=self.device)
+        keep = {"logits_to_keep": 1} if self.keeps_logits else {}
+        return self.model(input_ids=ids, use_cache=True, **keep).cache
+
+    def _additive(self, mask: Tensor, prefix_length: int) -> Tensor:
+        """[B, N, N] bool -> [B, 1, N, prefix + N] additive mask; every token attends to the whole prefix."""
+        dtype = next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+        mask = torch.nn.functional.pad(mask, (prefix_length, 0), value=True).to(self.device)
+        additive = torch.zeros(mask.shape, dtype=dtype, device=self.device)
+        return additive.masked_fill_(~mask, torch.finfo(dtype).min)[:, None]
+
+    @torch.no_grad()
+    def _prove(self, what: str, rows: Sequence[Row], *, share_prefix: bool, pack_trees: bool) -> bool:
+        """Compare a short cut with plain rows on the fewest rows that use it."""
+        few = _fewest_rows(rows, pack_trees=pack_trees)
+        budget = self.token_budget
+        dtype = next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+        with _evaluating(self.model):
+            short = make_plan(few, token_budget=budget, share_prefix=share_prefix, pack_trees=pack_trees)
+            plain = make_plan(few, token_budget=budget, share_prefix=False, pack_trees=False)
+            try:
+                difference = (self.run(short).token_logprobs - self.run(plain).token_logprobs).abs().max().item()
+            except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+                logger.warning("%s does not take %s (%s); rows are fed one by one", type(self.model).__name__, what, error)
+                return False
+        if not difference <= CHECK_TOLERANCE.get(dtype, 0.2):
+            logger.warning(
+                "%s gives other log-probabilities (by %.2g) with %s; rows are fed one by one",
+                type(self.model).__name__,
+                difference,
+                what,
+            )
+            return False
+        return True
+
+
+def _fewest_rows(rows: Sequence[Row], *, pack_trees: bool) -> list[Row]:
+    """Two neighbouring rows that a tree (or else a cache) would share the most of, where there are such."""
+    ordered = sorted(rows, key=lambda r: r.tokens[:-1])
+    pairs = list(zip(ordered, ordered[1:], strict=False))
+    plans = (make_plan(pair, token_budget=1 << 30, share_prefix=not pack_trees, pack_trees=pack_trees) for pair in pairs)
+    wanted = (pair for pair, plan in zip(pairs, plans, strict=True) if (plan.has_tree if pack_trees else plan.prefix))
+    return list(next(wanted, (ordered[0], ordered[-1])))
+
+
+def _repeat(cache: object, batch: int) -> object:
+    """A KV cache of one row, repeated for `batch` rows; the given cache stays as it is."""
+    repeated = copy.copy(cache)
+    repeated.layers = [copy.copy(layer) for layer in cache.layers]  # type: ignore[attr-defined]
+    repeated.batch_repeat_interleave(batch)  # type: ignore[attr-defined]
+    return repeated
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module):
+    """Dropout off for a while."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -1,0 +1,221 @@
+"""Token rows -> the least computation that scores them (design.md, "The least computation").
+
+A row's last token is never fed: its probability is read from the logits before it. So rows that differ only in
+their last token are one sequence. Rows that share a beginning are packed behind it as a tree: one sequence in which
+a token attends to its own ancestors only. A beginning common to *all* rows is computed once into a KV cache.
+Sequences are sorted by length and batched under a token budget, longest first, so that running out of memory shows
+at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from justforward.prompts import Row
+
+MIN_SHARED_PREFIX = 16
+"""Tokens that all rows must share before a KV cache pays for its own forward pass."""
+
+MAX_TREE_GROWTH = 8
+"""A packed tree may be this many times longer than its longest row: attention over it is quadratic."""
+
+
+@dataclass
+class Packed:
+    """Rows packed into one token sequence of n fed tokens.
+
+    tokens, depths: [n] ids and position ids; ancestors: [n, n] bool, or None where the sequence is a plain chain;
+    reads: for every scored token (position of the logits to read, token id, flat output index).
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)
+    ancestors: np.ndarray | None = None
+    reads: list[tuple[int, int, int]] = field(default_factory=list)
+
+
+@dataclass
+class Forward:
+    """One forward pass: arrays of B sequences padded on the right to N tokens.
+
+    input_ids, position_ids: [B, N] int64; mask: [B, N, N] bool (True: attends) or None for plain causal attention;
+    keep: [B, N] bool, the positions whose logits are needed (K of them, in row-major order);
+    source, target, output: [T] for each scored token its index among the K, its token id, its flat output index.
+    """
+
+    input_ids: np.ndarray
+    position_ids: np.ndarray
+    mask: np.ndarray | None
+    keep: np.ndarray
+    source: np.ndarray
+    target: np.ndarray
+    output: np.ndarray
+
+
+@dataclass
+class Plan:
+    """All forward passes that score `lengths.sum()` tokens of `len(lengths)` rows.
+
+    lengths: [R] int64, scored tokens per row; prefix: token ids that all sequences continue (on a KV cache);
+    fed_tokens: tokens fed, padding included; plain_tokens: what one row at a time would feed.
+    """
+
+    lengths: np.ndarray
+    prefix: tuple[int, ...]
+    forwards: list[Forward]
+    fed_tokens: int
+    plain_tokens: int
+
+    @property
+    def has_tree(self) -> bool:
+        """Whether any forward needs a tree mask."""
+        return any(f.mask is not None for f in self.forwards)
+
+
+def make_plan(rows: Sequence[Row], *, token_budget: int, share_prefix: bool = True, pack_trees: bool = True) -> Plan:
+    """Plan the forward passes that score `rows`, in any order, with at most `token_budget` tokens in each.
+
+    A sequence longer than the budget gets a forward of its own. `share_prefix=False` uses no KV cache;
+    `pack_trees=False` feeds every distinct row by itself.
+    """
+    lengths = np.array([len(r.tokens) - r.start for r in rows], dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])[:-1]
+    prefix = _common_prefix(rows) if share_prefix else ()
+    order = sorted(range(len(rows)), key=lambda i: rows[i].tokens[:-1])
+    sequences: list[Packed] = []
+    packer = _Packer(len(prefix), pack_trees, token_budget)
+    for i in order:
+        if not packer.add(rows[i], int(offsets[i])):
+            sequences.append(packer.finish())
+            packer.add(rows[i], int(offsets[i]))
+    if rows:
+        sequences.append(packer.finish())
+    forwards = [_pad(batch) for batch in _batches(sequences, token_budget)]
+    return Plan(
+        lengths=lengths,
+        prefix=prefix,
+        forwards=forwards,
+        fed_tokens=len(prefix) + sum(f.input_ids.size for f in forwards),
+        plain_tokens=sum(len(r.tokens) for r in rows),
+    )
+
+
+def _lcp(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the longest common prefix of two sequences, by bisection on slices (they compare in C)."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _common_prefix(rows: Sequence[Row]) -> tuple[int, ...]:
+    """Tokens that all rows begin with and that no row scores, where a KV cache of them pays; else ()."""
+    if len(rows) < 2:
+        return ()
+    first, last = min(r.tokens for r in rows), max(r.tokens for r in rows)
+    # Every row keeps at least one token to feed, whose logits give its first scored token.
+    n = min(_lcp(first, last), min(r.start for r in rows) - 1)
+    distinct = len({r.tokens[:-1] for r in rows})
+    return first[:n] if n >= MIN_SHARED_PREFIX and distinct > 1 else ()
+
+
+class _Packer:
+    """Packs rows, given in lexicographic order of their fed tokens, into one sequence while that saves tokens."""
+
+    def __init__(self, prefix_length: int, pack_trees: bool, token_budget: int):
+        self.prefix_length, self.pack_trees, self.token_budget = prefix_length, pack_trees, token_budget
+        self._reset()
+
+    def _reset(self) -> None:
+        self.sequence = Packed()
+        self.branches: list[tuple[int, list[int]]] = []  # (tokens shared with the branch before, path of nodes)
+        self.fed: tuple[int, ...] = ()
+        self.longest = 0
+
+    def add(self, row: Row, offset: int) -> bool:
+        """Take the row in, or return False where it should start a sequence of its own."""
+        fed = row.tokens[self.prefix_length : -1]
+        shared = _lcp(self.fed, fed)
+        if self.branches:
+            grows = len(self.sequence.tokens) + len(fed) - shared
+            limit = min(MAX_TREE_GROWTH * max(self.longest, len(fed)), self.token_budget)
+            chain = shared == len(self.fed) and self.is_chain  # the row before is a beginning of this one
+            if not chain and not (self.pack_trees and 2 * shared >= len(fed) and grows <= limit):
+                return False
+        path = self.branches[-1][1][:shared] if self.branches else []
+        sequence = self.sequence
+        start = len(sequence.tokens)
+        path = path + list(range(start, start + len(fed) - shared))
+        sequence.tokens.extend(fed[shared:])
+        sequence.depths.extend(range(self.prefix_length + shared, self.prefix_length + len(fed)))
+        self.branches.append((shared, path))
+        first = row.start - self.prefix_length
+        sequence.reads.extend(
+            (path[first + j - 1], token, offset + j) for j, token in enumerate(row.tokens[row.start :])
+        )
+        self.fed, self.longest = fed, max(self.longest, len(fed))
+        return True
+
+    @property
+    def is_chain(self) -> bool:
+        return len(self.sequence.tokens) == self.longest
+
+    def finish(self) -> Packed:
+        """The packed sequence; the packer starts anew."""
+        sequence = self.sequence
+        if not self.is_chain:
+            n = len(sequence.tokens)
+            ancestors = np.zeros((n, n), dtype=bool)
+            for shared, path in self.branches:
+                new = np.array(path[shared:], dtype=np.int64)
+                if len(new):
+                    ancestors[np.ix_(new, np.array(path))] = np.tri(len(path), dtype=bool)[shared:]
+            sequence.ancestors = ancestors
+        self._reset()
+        return sequence
+
+
+def _batches(sequences: list[Packed], token_budget: int) -> list[list[Packed]]:
+    batches: list[list[Packed]] = []
+    for tree in (True, False):
+        kind = [s for s in sequences if (s.ancestors is not None) == tree]
+        kind.sort(key=lambda s: -len(s.tokens))
+        batch: list[Packed] = []
+        for s in kind:
+            if batch and len(batch[0].tokens) * (len(batch) + 1) > token_budget:
+                batches.append(batch)
+                batch = []
+            batch.append(s)
+        if batch:
+            batches.append(batch)
+    return batches
+
+
+def _pad(batch: list[Packed]) -> Forward:
+    n = len(batch[0].tokens)
+    input_ids = np.zeros((len(batch), n), dtype=np.int64)
+    position_ids = np.zeros((len(batch), n), dtype=np.int64)
+    keep = np.zeros((len(batch), n), dtype=bool)
+    mask = None
+    if batch[0].ancestors is not None:
+        # Padding attends to itself, so that no softmax is over nothing.
+        mask = np.repeat(np.eye(n, dtype=bool)[None], len(batch), axis=0)
+    for b, s in enumerate(batch):
+        m = len(s.tokens)
+        input_ids[b, :m], position_ids[b, :m] = s.tokens, s.depths
+        position_ids[b, m:] = s.depths[-1]
+        keep[b, [position for position, _, _ in s.reads]] = True
+        if mask is not None:
+            assert s.ancestors is not None
+            mask[b, :m, :m] = s.ancestors
+    rank = np.cumsum(keep.ravel()).reshape(keep.shape) - 1
+    reads = [(rank[b, position], token, output) for b, s in enumerate(batch) for position, token, output in s.reads]
+    source, target, output = (np.array(column, dtype=np.int64) for column in zip(*reads, strict=True))
+    return Forward(input_ids, position_ids, mask, keep, source, target, output)
