@@ -1,0 +1,262 @@
+"""The whole job: sample sets -> (train) -> evaluate -> results."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import TrainingArguments, set_seed
+
+from justforward.arguments import JobArguments, Parsed
+from justforward.evaluation import Evaluator, Outcome
+from justforward.models.loading import LoadedModel, load
+from justforward.objectives import OBJECTIVES, Objective
+from justforward.optim import DivergenceError
+from justforward.prompts import PromptEncoder
+from justforward.results import result_name, write_json, write_jsonl
+from justforward.scoring import ScoringEngine
+from justforward.scoring.generation import GenerationSettings, Generator
+from justforward.tasks import Sample, Splits, Task, get_task
+from justforward.tasks.sampling import TrainSet, eval_indices, train_sets
+from justforward.trainer import ObjectiveMeZOTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def run(parsed: Parsed) -> None:
+    """Run the job that the arguments describe. Raises ValueError, in one line, for what the user can mend."""
+    _log_to_stderr()
+    job = parsed.job
+    task = get_task(job.task_name)
+    splits = task.load(job.data_dir)
+    arguments = parsed.training()
+    sets = train_sets(
+        len(splits.train),
+        num_train=job.num_train,
+        num_dev=job.num_dev,
+        num_train_sets=job.num_train_sets,
+        train_set_seed=job.train_set_seed,
+        num_eval_samples=min(job.num_eval or len(splits.validation), len(splits.validation)),
+    )
+    experiment = Experiment(parsed, task, splits, arguments)
+    if job.train_set_seed is None and job.num_train_sets is None:
+        experiment.one_set_per_sample(sets)
+    else:
+        for i, train_set in enumerate(sets):
+            experiment.one_set(train_set, folder=f"trainset{train_set.seed}" if len(sets) > 1 else None, last=i + 1 == len(sets))
+
+
+@dataclass
+class Experiment:
+    """One job's fixed parts, and the model between its sets."""
+
+    parsed: Parsed
+    task: Task
+    splits: Splits
+    arguments: TrainingArguments
+    loaded: LoadedModel | None = None
+
+    @property
+    def job(self) -> JobArguments:
+        """The job's own arguments."""
+        return self.parsed.job
+
+    def one_set_per_sample(self, sets: Sequence[TrainSet]) -> None:
+        """Zero-shot, or ICL with a demonstration set of its own for every evaluation sample."""
+        path = self._result_path(None)
+        samples = self._evaluation_samples(seed=0)
+        demonstrations = [[self.splits.train[i] for i in s.train] for s in sets]
+        evaluator = self._evaluator(self._model())
+        started = time.perf_counter()
+        outcomes = self._evaluate(evaluator, samples, demonstrations, "evaluation")
+        self._write(path, evaluator, samples, outcomes, {"num_train": self.job.num_train}, started)
+
+    def one_set(self, train_set: TrainSet, *, folder: str | None, last: bool) -> None:
+        """ICL with one demonstration set, or training on one train set, and its evaluation."""
+        job = self.job
+        path = self._result_path(train_set.seed)
+        train = [self.splits.train[i] for i in train_set.train]
+        dev = [self.splits.train[i] for i in train_set.dev]
+        samples = self._evaluation_samples(seed=train_set.seed)
+        logger.info("%d training, %d development, %d evaluation samples", len(train), len(dev), len(samples))
+        started = time.perf_counter()
+        loaded = self._model()
+        evaluator = self._evaluator(loaded)
+        facts: dict[str, Any] = {"num_train": len(train), "num_dev": len(dev), "train_set_seed": train_set.seed}
+        demonstrations: list[list[Sample]] | None = None
+        if job.trainer == "none":
+            demonstrations = [train] * len(samples)
+        else:
+            facts |= self._train(loaded, evaluator, train, dev or samples, folder)
+        if not job.no_eval:
+            outcomes = self._evaluate(evaluator, samples, demonstrations, "evaluation")
+            if dev and job.trainer != "none":
+                dev_outcomes = self._evaluate(evaluator, dev, None, "development set")
+                facts |= {f"dev_{k}": v for k, v in evaluator.metrics(dev, dev_outcomes).items()}
+            self._write(path, evaluator, samples, outcomes, facts, started)
+        if job.trainer != "none" and not last:
+            self.loaded = None  # every train set starts from the base model
+
+    def _train(
+        self, loaded: LoadedModel, evaluator: Evaluator, train: list[Sample], dev: list[Sample], folder: str | None
+    ) -> dict[str, Any]:
+        objective = self._objective()
+        arguments = self.arguments
+        if folder is not None:
+            arguments = self.parsed.training(output_dir=str(Path(arguments.output_dir or ".") / folder))
+        trainer = ObjectiveMeZOTrainer(
+            model=loaded.model,
+            args=arguments,
+            objective=objective,
+            engine=evaluator.engine,
+            train_dataset=[objective.encode(evaluator.encoder, s) for s in train],
+            eval_dataset=[objective.encode(evaluator.encoder, s) for s in dev],
+            processing_class=loaded.tokenizer,
+            zo_eps=self.job.zo_eps,
+            zo_max_skipped=self.job.zo_max_skipped,
+        )
+        try:
+            output = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+        except DivergenceError as error:
+            raise SystemExit(f"justforward: {error}") from error
+        if self.job.save_model:
+            trainer.save_model()
+        assert trainer.mezo is not None
+        return {
+            "train_steps": output.global_step,
+            "train_loss": output.training_loss,
+            "train_seconds": round(output.metrics["train_runtime"], 2),
+            "skipped_steps": trainer.mezo.skipped,
+        }
+
+    def _objective(self) -> Objective:
+        if self.job.train_as_classification:
+            return OBJECTIVES.get("classification")()
+        return OBJECTIVES.get("teacher_forcing")(only_option=self.job.only_train_option)
+
+    def _model(self) -> LoadedModel:
+        """The base model: loaded anew after a training, else kept."""
+        if self.loaded is None:
+            gc.collect()
+            job = self.job
+            set_seed(self.arguments.seed)
+            dtype = torch.float16 if job.load_float16 else torch.bfloat16 if job.load_bfloat16 else torch.float32
+            started = time.perf_counter()
+            self.loaded = load(
+                job.model_name,
+                dtype=dtype,
+                max_length=job.max_length,
+                bos_token_id=job.bos_token_id,
+                auto_device=not job.no_auto_device,
+                device=self.arguments.device,
+                trust_remote_code=job.trust_remote_code,
+            )
+            seconds = time.perf_counter() - started
+            parameters = self.loaded.model.num_parameters()
+            logger.info("loaded %s: %.1f M parameters, %s, %.1f s", job.model_name, parameters / 1e6, dtype, seconds)
+        return self.loaded
+
+    def _evaluator(self, loaded: LoadedModel) -> Evaluator:
+        job = self.job
+        encoder = PromptEncoder(
+            loaded.tokenizer,
+            self.task,
+            max_length=loaded.max_length,
+            max_new_tokens=job.max_new_tokens,
+            bos_token_id=loaded.bos_token_id,
+        )
+        settings = GenerationSettings(
+            max_new_tokens=job.max_new_tokens,
+            eos_token=job.eos_token,
+            sampling=job.sampling,
+            temperature=job.temperature,
+            num_beams=job.num_beams,
+            top_k=job.top_k,
+            top_p=job.top_p,
+        )
+        generator = Generator(loaded.model, loaded.tokenizer, settings, token_budget=job.token_budget)
+        return Evaluator(
+            encoder,
+            ScoringEngine(loaded.model, token_budget=job.token_budget),
+            generator if self.task.generation else None,
+            calibration="sfc" if job.sfc else "icl_sfc" if job.icl_sfc else None,
+            verbose=job.verbose,
+        )
+
+    def _evaluation_samples(self, seed: int) -> list[Sample]:
+        validation = self.splits.validation
+        return [validation[i] for i in eval_indices(len(validation), self.job.num_eval, seed)]
+
+    def _evaluate(
+        self,
+        evaluator: Evaluator,
+        samples: list[Sample],
+        demonstrations: list[list[Sample]] | None,
+        what: str,
+    ) -> list[Outcome]:
+        quiet = self.arguments.disable_tqdm
+        with tqdm(total=len(samples), desc=what, unit=" examples", disable=quiet) as bar:
+            return evaluator.evaluate(samples, demonstrations, _advance(bar))
+
+    def _result_path(self, train_set: int | None) -> Path:
+        """Where the metrics go; its folder is made, and tried, before the work starts."""
+        job = self.job
+        name = result_name(
+            task=job.task_name,
+            model=job.model_name,
+            sfc=job.sfc,
+            icl_sfc=job.icl_sfc,
+            num_eval=job.num_eval,
+            num_train=job.num_train,
+            num_dev=job.num_dev,
+            tag=job.tag,
+            train_set=train_set,
+        )
+        path = Path(job.result_file) if job.result_file else Path("result") / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            probe = path.parent / f".{path.name}.probe"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise ValueError(f"--result_file: cannot write to {path.parent}: {error.strerror}") from error
+        return path
+
+    def _write(
+        self,
+        path: Path,
+        evaluator: Evaluator,
+        samples: list[Sample],
+        outcomes: list[Outcome],
+        facts: dict[str, Any],
+        started: float,
+    ) -> None:
+        metrics = evaluator.metrics(samples, outcomes)
+        write_jsonl(path.with_name(f"{path.stem}-predictions.jsonl"), (o.to_json() for o in outcomes))
+        seconds = round(time.perf_counter() - started, 2)
+        write_json(path, {**metrics, **facts, "num_eval": len(samples), "seconds": seconds})
+        logger.info("%s  -> %s", ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()), path)
+
+
+def _advance(bar: tqdm) -> Callable[[int], None]:
+    def advance(samples: int) -> None:
+        bar.update(samples)
+
+    return advance
+
+
+def _log_to_stderr() -> None:
+    package = logging.getLogger("justforward")
+    if not package.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        package.addHandler(handler)
+        package.setLevel(logging.INFO)
+        package.propagate = False

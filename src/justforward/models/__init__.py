@@ -1,0 +1,1 @@
+"""Loading models and tokenizers, and choosing what of a model is trained."""

@@ -1,0 +1,104 @@
+"""Training objectives: (engine, batch of examples) -> a scalar loss, differentiable when gradients are on.
+
+An objective encodes a sample into an `Example` once, before training. At a step the batch is planned once
+(`Batch`), and evaluated as often as the optimiser wants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from justforward.prompts import PromptEncoder, Row
+from justforward.registry import Registry
+from justforward.scoring import Plan, ScoringEngine
+from justforward.tasks.base import Sample
+
+
+@dataclass(frozen=True)
+class Example:
+    """One encoded training sample: its token rows, and which of them is right."""
+
+    rows: tuple[Row, ...]
+    label: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples with the plan that scores all their rows; `weight` is the number of items the loss averages."""
+
+    examples: tuple[Example, ...]
+    plan: Plan
+    weight: int
+
+
+class Objective(Protocol):
+    """What training minimises."""
+
+    def encode(self, encoder: PromptEncoder, sample: Sample) -> Example:
+        """Token rows of one sample. Raises ValueError for a sample this objective cannot train on."""
+        ...
+
+    def batch(self, engine: ScoringEngine, examples: Sequence[Example]) -> Batch:
+        """Plan the forward passes of a batch."""
+        ...
+
+    def loss(self, engine: ScoringEngine, batch: Batch) -> Tensor:
+        """[] float32: the mean loss of the batch."""
+        ...
+
+
+OBJECTIVES: Registry[type] = Registry("objective", entry_points="justforward.objectives")
+
+
+@OBJECTIVES.register("classification")
+class Classification:
+    """Cross-entropy over the candidates' length-normalised log-probabilities (MeZO paper, appendix E.4).
+
+    loss = mean over examples of  -s[label] + log sum_k exp s[k],  s[k] = mean over tokens of log p(candidate k).
+    """
+
+    def encode(self, encoder: PromptEncoder, sample: Sample) -> Example:
+        """All candidates' rows; the label is the index of the gold candidate."""
+        label = encoder.task.gold_index(sample)
+        return Example(tuple(encoder.candidates(sample)), label)
+
+    def batch(self, engine: ScoringEngine, examples: Sequence[Example]) -> Batch:
+        """See Objective; the loss averages examples."""
+        return Batch(tuple(examples), engine.plan([r for e in examples for r in e.rows]), len(examples))
+
+    def loss(self, engine: ScoringEngine, batch: Batch) -> Tensor:
+        """See the class."""
+        scores = engine.run(batch.plan).means().split([len(e.rows) for e in batch.examples])
+        losses = [
+            torch.logsumexp(s, 0) - s[e.label] for s, e in zip(scores, batch.examples, strict=True)
+        ]
+        return torch.stack(losses).mean()
+
+
+@OBJECTIVES.register("teacher_forcing")
+class TeacherForcing:
+    """Mean negative log-probability of the gold option's tokens, over all tokens of the batch.
+
+    only_option: False scores the prompt's tokens too (language modelling of the whole text).
+    """
+
+    def __init__(self, *, only_option: bool = True):
+        self.only_option = only_option
+
+    def encode(self, encoder: PromptEncoder, sample: Sample) -> Example:
+        """The gold option's row alone."""
+        return Example((encoder.gold(sample, only_option=self.only_option),), 0)
+
+    def batch(self, engine: ScoringEngine, examples: Sequence[Example]) -> Batch:
+        """See Objective; the loss averages tokens."""
+        plan = engine.plan([e.rows[0] for e in examples])
+        return Batch(tuple(examples), plan, int(plan.lengths.sum()))
+
+    def loss(self, engine: ScoringEngine, batch: Batch) -> Tensor:
+        """See the class."""
+        return -engine.run(batch.plan).token_logprobs.mean()

@@ -1,0 +1,72 @@
+"""Where a step's direction z comes from: regenerated from its seed for every pass, never stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from justforward.noise import NOISE_VERSION, backend
+from justforward.noise.reference import noise_key
+
+
+class NoiseSource(Protocol):
+    """Adds a direction z, or any multiple of it, to parameters."""
+
+    version: str
+    """Names the definition of z: equal versions, seeds and names give equal z."""
+
+    def add_(
+        self,
+        parameters: Sequence[tuple[str, Tensor]],
+        *,
+        seed: int,
+        step: int,
+        sample: int,
+        scales: Sequence[float],
+        decays: Sequence[float],
+    ) -> None:
+        """In place, for every named parameter: p <- p * (1 - decay) + scale * z(seed, step, sample, name)."""
+        ...
+
+
+@dataclass
+class CounterNoise:
+    """z as a function of (seed, step, sample, parameter name, element index): the same bits on every device.
+
+    distribution: "gaussian", the paper's, or "rademacher" (+1 or -1), several times cheaper to draw.
+    """
+
+    distribution: str = "gaussian"
+    version: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.distribution not in ("gaussian", "rademacher"):
+            raise ValueError(f"unknown noise distribution '{self.distribution}'; known: gaussian, rademacher")
+        self.version = f"{NOISE_VERSION}-{self.distribution}"
+
+    def add_(
+        self,
+        parameters: Sequence[tuple[str, Tensor]],
+        *,
+        seed: int,
+        step: int,
+        sample: int,
+        scales: Sequence[float],
+        decays: Sequence[float],
+    ) -> None:
+        """See NoiseSource; one launch per device."""
+        by_device: dict[torch.device, list[int]] = {}
+        for i, (_, p) in enumerate(parameters):
+            by_device.setdefault(p.device, []).append(i)
+        for device, indices in by_device.items():
+            backend(device).add_(
+                [parameters[i][1] for i in indices],
+                [noise_key(seed, step, sample, parameters[i][0]) for i in indices],
+                [scales[i] for i in indices],
+                [decays[i] for i in indices],
+                distribution=self.distribution,
+            )

@@ -1,0 +1,100 @@
+"""Batched generation: prompts sorted by length, padded on the left, stopped at the task's end-of-answer token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from justforward.scoring.engine import TOKEN_BUDGET
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How continuations are drawn: greedy, `num_beams` > 1, or `sampling` with temperature, top_k and top_p.
+
+    eos_token: generation stops at the last token of this text, or at the model's own end of sequence.
+    """
+
+    max_new_tokens: int = 50
+    eos_token: str = "\n"
+    sampling: bool = False
+    temperature: float = 1.0
+    num_beams: int = 1
+    top_k: int | None = None
+    top_p: float = 0.95
+
+
+class Generator:
+    """Continues token rows with one model; `token_budget` bounds rows x (prompt + new tokens) of a batch."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: GenerationSettings,
+        *,
+        token_budget: int | None = None,
+    ):
+        self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        self.device = next(model.parameters()).device
+        self.token_budget = token_budget or TOKEN_BUDGET.get(self.device.type, TOKEN_BUDGET["cuda"])
+        stop = tokenizer.encode(settings.eos_token, add_special_tokens=False)
+        if not stop:
+            raise ValueError(f"--eos_token {settings.eos_token!r} is no token of this model")
+        self.stops = [stop[-1]] + ([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stops[0]
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[Sequence[int]], progress: Callable[[int], None] | None = None
+    ) -> list[str]:
+        """One continuation per prompt, stripped, in the order given; `progress` is told each batch's size."""
+        texts = [""] * len(prompts)
+        for batch in self._batches(prompts):
+            for i, text in zip(batch, self._generate([prompts[i] for i in batch]), strict=True):
+                texts[i] = text
+            if progress is not None:
+                progress(len(batch))
+        return texts
+
+    def _batches(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        batches: list[list[int]] = []
+        rows_per_prompt = self.settings.num_beams
+        for i in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
+            longest = len(prompts[batches[-1][0]]) + self.settings.max_new_tokens if batches else 0
+            if batches and (len(batches[-1]) + 1) * rows_per_prompt * longest <= self.token_budget:
+                batches[-1].append(i)
+            else:
+                batches.append([i])
+        return batches
+
+    def _generate(self, prompts: list[Sequence[int]]) -> list[str]:
+        width = max(len(p) for p in prompts)
+        input_ids = torch.full((len(prompts), width), self.pad)
+        attention_mask = torch.zeros((len(prompts), width), dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            attention_mask[row, width - len(prompt) :] = 1
+        output = self.model.generate(
+            input_ids=input_ids.to(self.device),
+            attention_mask=attention_mask.to(self.device),
+            generation_config=self._config(),
+        )
+        decoded = self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+        return [text.strip() for text in decoded]
+
+    def _config(self) -> GenerationConfig:
+        s = self.settings
+        sampling = {"temperature": s.temperature, "top_k": s.top_k or 0, "top_p": s.top_p} if s.sampling else {}
+        return GenerationConfig(
+            max_new_tokens=s.max_new_tokens,
+            do_sample=s.sampling,
+            num_beams=s.num_beams,
+            eos_token_id=self.stops,
+            pad_token_id=self.pad,
+            use_cache=True,
+            **sampling,
+        )

@@ -1,0 +1,172 @@
+"""Hugging Face Trainers: MeZO for any Trainer, and training on objectives through the scoring engine.
+
+Only public hooks are overridden: the training loop, evaluation, checkpoints and resuming are the Trainer's own.
+"""
+
+from __future__ import annotations
+
+import functools
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from justforward.objectives import Batch, Example, Objective
+from justforward.optim import Estimate, MeZO, NoiseSource
+from justforward.scoring import ScoringEngine
+
+# A mixin stands before a Trainer in the bases; to the type checker it is one.
+_Base = Trainer if TYPE_CHECKING else object
+
+
+class MeZOMixin(_Base):
+    """Makes any Trainer subclass train with MeZO: `class MyTrainer(MeZOMixin, SomeTrainer): ...`.
+
+    The loss is whatever the Trainer's `compute_loss` returns, evaluated twice per batch without gradients and
+    without dropout. Learning rate, schedule, weight decay (none on biases and norms) and accumulation are those of
+    `TrainingArguments`; its `seed` seeds the directions.
+
+    Args:
+        zo_eps: size of the probe.
+        zo_max_skipped: so many steps in a row with a loss that is not finite end the training.
+        noise: where directions come from; None for counter-based Gaussian noise.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        zo_eps: float = 1e-3,
+        zo_max_skipped: int = 20,
+        noise: NoiseSource | None = None,
+        **kwargs: Any,
+    ):
+        self.zo_eps, self.zo_max_skipped, self.noise = zo_eps, zo_max_skipped, noise
+        self.mezo: MeZO | None = None
+        arguments = kwargs.get("args") or (args[1] if len(args) > 1 else None)
+        if arguments is not None:
+            if arguments.fp16:
+                raise ValueError(
+                    "fp16 scales gradients, and MeZO has none: load the model in 16 bits instead "
+                    "(--load_float16 or --load_bfloat16)"
+                )
+            # More GPUs in one process would be wrapped in DataParallel, which replicates weights at every forward.
+            arguments._n_gpu = min(arguments.n_gpu, 1)
+        super().__init__(*args, **kwargs)
+        # DistributedDataParallel synchronises gradients, and there are none; ranks exchange scalars instead.
+        self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
+        self._started = time.perf_counter()
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """A MeZO over the trainable parameters."""
+        if self.optimizer is None:
+            model = model if model is not None else self.model
+            decayed = set(self.get_decay_parameter_names(model))
+            named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+            groups = [
+                {"params": [x for x in named if x[0] in decayed], "weight_decay": self.args.weight_decay},
+                {"params": [x for x in named if x[0] not in decayed], "weight_decay": 0.0},
+            ]
+            # accelerate wraps the optimiser without passing attributes through: keep our own reference.
+            self.mezo = self.optimizer = MeZO(
+                groups,
+                lr=self.args.learning_rate,
+                eps=self.zo_eps,
+                seed=self.args.seed,
+                noise=self.noise,
+                max_skipped=self.zo_max_skipped,
+            )
+        return self.optimizer
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Two forward passes on one micro-batch; the optimiser's step applies what they measured."""
+        assert self.mezo is not None
+        model.eval()
+        inputs = self._prepare_inputs(inputs)
+
+        def closure() -> Tensor:
+            with self.compute_loss_context_manager():
+                return self.compute_loss(model, inputs)
+
+        estimate = self.mezo.estimate(closure, weight=self.batch_weight(inputs))
+        loss = torch.tensor(estimate.loss, device=self.args.device)
+        return loss / self.current_gradient_accumulation_steps
+
+    def batch_weight(self, inputs: dict[str, Any]) -> float:
+        """How many items the loss of this micro-batch averages; accumulated estimates are weighted by it."""
+        return 1.0
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add what MeZO knows to the Trainer's training logs."""
+        if "loss" in logs and self.mezo is not None and self.mezo.last is not None:
+            last: Estimate = self.mezo.last
+            logs.pop("grad_norm", None)
+            steps_per_second = self.state.global_step / (time.perf_counter() - self._started)
+            logs |= {
+                "projected_grad": round(last.projected_grad, 6),
+                "skipped_steps": self.mezo.skipped,
+                "steps_per_second": round(steps_per_second, 4),
+                "peak_memory_mib": round(peak_memory_mib()),
+            }
+        super().log(logs, *args, **kwargs)
+
+
+class MeZOTrainer(MeZOMixin, Trainer):
+    """The Hugging Face Trainer with MeZO as its optimiser."""
+
+
+class ObjectiveMixin(_Base):
+    """A Trainer on `Example`s whose loss is an objective evaluated through the scoring engine."""
+
+    def __init__(self, *args: Any, objective: Objective, engine: ScoringEngine, **kwargs: Any):
+        self.objective, self.engine = objective, engine
+        super().__init__(*args, data_collator=collate, **kwargs)
+        self.model_accepts_loss_kwargs = False
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
+        """The objective's loss; the plan is made once and kept with the inputs for the next call."""
+        loss = self.objective.loss(self.engine, self._planned(inputs))
+        return (loss, None) if return_outputs else loss
+
+    def batch_weight(self, inputs: dict[str, Any]) -> float:
+        """The number of examples or tokens that the objective averages."""
+        return float(self._planned(inputs).weight)
+
+    def _planned(self, inputs: dict[str, Any]) -> Batch:
+        if "batch" not in inputs:
+            inputs["batch"] = self.objective.batch(self.engine, inputs["examples"])
+        return inputs["batch"]
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor, None, None]:
+        """Evaluation of a batch: its loss."""
+        with torch.no_grad():
+            return self.compute_loss(model, inputs).detach(), None, None
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not estimated: what is fed depends on the plan."""
+        return 0
+
+
+class ObjectiveMeZOTrainer(ObjectiveMixin, MeZOMixin, Trainer):
+    """MeZO on an objective."""
+
+
+def collate(examples: Sequence[Example]) -> dict[str, Any]:
+    """A batch of examples; `labels` lets the Trainer see the batch's size."""
+    return {"examples": list(examples), "labels": torch.tensor([e.label for e in examples])}
+
+
+def peak_memory_mib() -> float:
+    """Peak memory of this process so far: allocated on the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
