@@ -1,0 +1,30 @@
+"""The tasks: one small file each, found by name.
+
+A new task is one file in this folder (or one entry point of the group "justforward.tasks") that registers a `Task`, or
+a function from a subtask's name to a `Task`.
+"""
+
+from __future__ import annotations
+
+from justforward.tasks.base import TASKS, Sample, Splits, Task, register
+
+__all__ = ["TASKS", "Sample", "Splits", "Task", "get_task", "names", "register"]
+
+
+def get_task(name: str) -> Task:
+    """The task called `name`, as "TASK" or "TASK__SUBTASK".
+
+    Raises ValueError for an unknown name, and for a subtask where the task has none.
+    """
+    name, _, subtask = name.partition("__")
+    found = TASKS.get(name)
+    if not isinstance(found, Task):
+        return found(subtask or None)
+    if subtask:
+        raise ValueError(f"task '{name}' has no subtasks: give task_name as '{name}', without '__{subtask}'")
+    return found
+
+
+def names() -> list[str]:
+    """All known task names, sorted."""
+    return TASKS.names()
