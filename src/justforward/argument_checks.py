@@ -1,0 +1,214 @@
+"""Combinations of arguments that cannot work, each with the mend.
+
+The rules are tables of (is it broken?, what to say); the first broken one is raised. What depends on the data or
+on the model is checked where those are loaded; what `TrainingArguments` checks itself is left to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from justforward.arguments import JobArguments
+
+Rule = tuple[bool, str]
+
+# Smallest sensible value of each number.
+_AT_LEAST = {
+    "num_train": 0,
+    "num_dev": 0,
+    "num_eval": 1,
+    "num_train_sets": 1,
+    "train_set_seed": 0,
+    "max_length": 2,
+    "bos_token_id": 0,
+    "token_budget": 1,
+    "zo_max_skipped": 0,
+    "lora_r": 1,
+    "lora_alpha": 1,
+    "num_prefix": 1,
+    "num_beams": 1,
+    "top_k": 1,
+    "max_new_tokens": 1,
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "num_train_epochs": 0,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "save_total_limit": 1,
+    "seed": 0,
+    "data_seed": 0,
+}
+_LARGEST_SEED = 2**32 - 1
+_SEEDS = ("train_set_seed", "seed", "data_seed")
+
+
+def check(job: JobArguments, training_kwargs: Mapping[str, Any]) -> None:
+    """Raise ValueError, one line, if these arguments cannot work together.
+
+    Args:
+        job: our own arguments.
+        training_kwargs: those arguments of `TrainingArguments` that were given.
+    """
+    from justforward.tasks import get_task
+
+    try:
+        generation = get_task(job.task_name).generation
+    except ValueError as error:
+        raise ValueError(f"argument --task_name: {error}") from None
+    tables = (
+        _numbers(job, training_kwargs),
+        _sample_sets(job),
+        _model(job),
+        _calibration(job, generation=generation),
+        _training(job, training_kwargs, generation=generation),
+        _tuning(job),
+        _generation(job, generation=generation),
+    )
+    for broken, message in (rule for table in tables for rule in table):
+        if broken:
+            raise ValueError(message)
+
+
+def _numbers(job: JobArguments, given: Mapping[str, Any]) -> list[Rule]:
+    rules: list[Rule] = []
+    for name, least in _AT_LEAST.items():
+        value = getattr(job, name) if hasattr(job, name) else given.get(name)
+        rules.append((value is not None and value < least, f"argument --{name}: must be at least {least}, got {value}"))
+    for name in _SEEDS:
+        value = getattr(job, name) if hasattr(job, name) else given.get(name)
+        rules.append(
+            (value is not None and value > _LARGEST_SEED, f"argument --{name}: must be below 2**32, got {value}")
+        )
+    return rules
+
+
+def _sample_sets(job: JobArguments) -> list[Rule]:
+    unset = job.train_set_seed is None and job.num_train_sets is None
+    sets = job.num_train_sets or 1
+    return [
+        (
+            job.data_dir is not None and not Path(job.data_dir).is_dir(),
+            f"argument --data_dir: there is no folder '{job.data_dir}'",
+        ),
+        (
+            job.train_set_seed is not None and sets > 1,
+            f"--num_train_sets {sets} draws its sets with the seeds 0 to {sets - 1}, --train_set_seed "
+            f"{job.train_set_seed} draws one set: give only one of the two",
+        ),
+        (
+            job.is_training and job.num_train == 0,
+            f"--trainer {job.trainer} has nothing to train on: give --num_train, the number of training samples",
+        ),
+        (
+            job.is_training and unset,
+            f"--trainer {job.trainer} needs to know which training samples: give --train_set_seed 0 for one set, or "
+            "--num_train_sets N for several",
+        ),
+        (
+            bool(job.num_dev) and not job.is_training,
+            "--num_dev is for choosing among checkpoints in training: leave it out, or give --trainer",
+        ),
+        (
+            job.no_eval and not job.is_training,
+            "--no_eval without a --trainer leaves nothing to do: leave it out, or give --trainer",
+        ),
+    ]
+
+
+def _model(job: JobArguments) -> list[Rule]:
+    loads = [f"--load_{name}" for name in ("float16", "bfloat16", "int8") if getattr(job, f"load_{name}")]
+    return [(len(loads) > 1, f"{' and '.join(loads)} exclude each other: weights have one type, give one of them")]
+
+
+def _calibration(job: JobArguments, *, generation: bool) -> list[Rule]:
+    flag = "--sfc" if job.sfc else "--icl_sfc"
+    return [
+        (
+            (job.sfc or job.icl_sfc) and generation,
+            f"{flag} compares options, and {job.task_name} has none (its answers are generated): leave {flag} out",
+        ),
+        (
+            job.icl_sfc and job.is_training,
+            "--icl_sfc calibrates with demonstrations, and a trained model is evaluated without any: use --sfc",
+        ),
+        (
+            job.icl_sfc and job.num_train == 0,
+            "--icl_sfc calibrates with demonstrations, and there are none: give --num_train, or use --sfc",
+        ),
+    ]
+
+
+def _training(job: JobArguments, given: Mapping[str, Any], *, generation: bool) -> list[Rule]:
+    zo = job.trainer == "zo"
+    mixed = "fp16" if given.get("fp16") else "bf16" if given.get("bf16") else ""
+    evaluates = str(given.get("eval_strategy", "no")) != "no"
+    return [
+        (job.zo_eps <= 0, f"argument --zo_eps: must be above 0 (1e-3 is usual), got {job.zo_eps:g}"),
+        (
+            zo and mixed != "",
+            f"--{mixed} is mixed precision for gradients, and --trainer zo has none: use "
+            f"--load_{'bfloat16' if mixed == 'bf16' else 'float16'} for 16-bit weights",
+        ),
+        (
+            job.non_diff and not zo,
+            "--non_diff optimises a metric that has no gradient: use it with --trainer zo",
+        ),
+        (
+            job.train_as_classification and generation and job.is_training,
+            f"--train_as_classification needs options, and {job.task_name} has none (its answers are generated): "
+            "leave it out",
+        ),
+        (
+            job.train_as_classification and not job.only_train_option and job.is_training,
+            "--only_train_option False is for language-model training: leave it out, or leave out "
+            "--train_as_classification",
+        ),
+        (
+            job.is_training and bool(given.get("load_best_model_at_end")) and not job.num_dev,
+            "--load_best_model_at_end would choose the checkpoint on the evaluation samples: give --num_dev, or leave "
+            "it out",
+        ),
+        (
+            job.is_training and evaluates and not job.num_dev,
+            f"--eval_strategy {given.get('eval_strategy')} has no samples to evaluate on during training: give "
+            "--num_dev, or leave it out",
+        ),
+    ]
+
+
+def _tuning(job: JobArguments) -> list[Rule]:
+    names = ("lora", "prefix_tuning", "head_tuning", "linear_probing")
+    chosen = [f"--{name}" for name in names if getattr(job, name)]
+    return [
+        (len(chosen) > 1, f"{' and '.join(chosen)} exclude each other: give one way of tuning"),
+        (
+            bool(chosen) and not job.is_training,
+            f"{'/'.join(chosen)} says how to train, and nothing is trained: give --trainer, or leave it out",
+        ),
+        (
+            job.linear_probing and job.trainer == "zo",
+            "--linear_probing fits the head by logistic regression, not by MeZO: use it with --trainer regular",
+        ),
+        (
+            job.prefix_tuning and not job.no_reparam and job.prefix_init_by_real_act,
+            "--no_reparam False makes the prefix from an MLP, which real activations cannot start: add "
+            "--prefix_init_by_real_act False",
+        ),
+    ]
+
+
+def _generation(job: JobArguments, *, generation: bool) -> list[Rule]:
+    return [
+        (
+            generation and job.max_new_tokens >= job.max_length,
+            f"--max_new_tokens {job.max_new_tokens} leaves no room for a prompt in --max_length {job.max_length}: "
+            "lower the one or raise the other",
+        ),
+        (job.temperature <= 0, f"argument --temperature: must be above 0, got {job.temperature:g}"),
+        (not 0 < job.top_p <= 1, f"argument --top_p: must be above 0 and at most 1, got {job.top_p:g}"),
+        (job.eos_token == "", "argument --eos_token: must not be empty; its last token ends the generation"),
+    ]

@@ -1,0 +1,289 @@
+"""The arguments of one job: our own (`JobArguments`), and those handed on to Hugging Face's Trainer.
+
+    arguments = parse(["--task_name", "SST2", "--num_train", "32"])
+    arguments.job.num_train         # 32
+    arguments.training()            # transformers.TrainingArguments; this, and only this, imports transformers
+
+Importing this module imports neither torch nor transformers. Names, types and defaults of `JobArguments` are the
+interface that users' scripts rely on: they are frozen by tests/fixtures/cli.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from justforward.argument_checks import check
+from justforward.argument_parser import read_words, to_words
+from justforward.trainer_fields import OUR_DEFAULTS, ArgumentSpec, trainer_specs
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+DATA = "Task and data"
+MODEL = "Model"
+EVALUATION = "Evaluation"
+TRAINING = "Training"
+MEZO = "MeZO"
+TUNING = "Tuning (full parameters where none is given)"
+GENERATION = "Generation"
+OUTPUT = "Output"
+
+
+def _arg(group: str, default: Any, text: str, *, choices: tuple[str, ...] = (), aliases: tuple[str, ...] = ()) -> Any:
+    metadata = {"group": group, "help": text, "choices": choices or None, "aliases": aliases}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JobArguments:
+    """What to do with which model on which task. `job_specs()` makes command-line arguments of the fields."""
+
+    task_name: str = _arg(
+        DATA,
+        "SST2",
+        "The task: SST2, RTE, CB, BoolQ, WSC, WIC, MultiRC, Copa, ReCoRD, SQuAD, DROP, or one that a plug-in adds. "
+        "TASK__SUBTASK picks a subtask of a task that has them.",
+    )
+    data_dir: str | None = _arg(
+        DATA,
+        None,
+        "Read the rows from DIR/<Task>/train.jsonl and DIR/<Task>/validation.jsonl (one JSON object per line, the "
+        "hub's columns) instead of downloading them. For machines without network, and for your own data.",
+    )
+    num_train: int = _arg(
+        DATA,
+        0,
+        "Without a trainer: demonstrations in the prompt (0: zero-shot). With a trainer: training samples.",
+    )
+    num_dev: int | None = _arg(
+        DATA,
+        None,
+        "Development samples, on which checkpoints are compared. They are drawn from the training split together "
+        "with the num_train samples and share none with them. Only with a trainer; 0 is the same as none.",
+    )
+    num_eval: int | None = _arg(
+        DATA,
+        None,
+        "Samples to evaluate on, drawn from the validation split with seed 0. none: the whole split.",
+        aliases=("num_test",),
+    )
+    num_train_sets: int | None = _arg(
+        DATA,
+        None,
+        "Repeat the job on this many train (or demonstration) sets, drawn with the seeds 0, 1, 2, ...; each writes "
+        "its own result file. Excludes train_set_seed.",
+    )
+    train_set_seed: int | None = _arg(
+        DATA,
+        None,
+        "Seed of the one train (or demonstration) set. With neither this nor num_train_sets, every evaluation "
+        "sample gets demonstrations of its own; that is possible only without a trainer.",
+    )
+
+    model_name: str = _arg(MODEL, "facebook/opt-125m", "Hub id, or path of a folder that save_pretrained wrote.")
+    trust_remote_code: bool = _arg(
+        MODEL, False, "Let a model repository run its own Python code. Only for repositories that you have read."
+    )
+    load_float16: bool = _arg(MODEL, False, "Weights in float16. With none of the load_ arguments: float32.")
+    load_bfloat16: bool = _arg(MODEL, False, "Weights in bfloat16.")
+    load_int8: bool = _arg(MODEL, False, "Weights quantised to 8-bit integers.")
+    max_length: int = _arg(
+        MODEL,
+        2048,
+        "Longest input in tokens. Longer prompts lose tokens on the left, after the beginning-of-sequence token; "
+        "when generating, max_new_tokens are kept free.",
+    )
+    no_auto_device: bool = _arg(
+        MODEL, False, "Do not spread the layers over all visible GPUs. FSDP and distributed launchers need this."
+    )
+    bos_token_id: int | None = _arg(
+        MODEL,
+        None,
+        "Token put before every prompt. none: 0 for OPT models, as in the published runs; for others what their "
+        "tokenizer adds.",
+    )
+
+    sfc: bool = _arg(
+        EVALUATION,
+        False,
+        "Calibrate: subtract each option's score after a prompt without the sample's content "
+        "(surface-form competition). Classification and multiple choice only.",
+    )
+    icl_sfc: bool = _arg(
+        EVALUATION, False, "The same, with the demonstrations in front of that prompt. Needs num_train, no trainer."
+    )
+    token_budget: int | None = _arg(
+        EVALUATION,
+        None,
+        "Most tokens in one forward batch of the evaluation, padding included. Lower it when memory runs out. "
+        "none: chosen from the free memory.",
+    )
+    no_eval: bool = _arg(EVALUATION, False, "Skip the evaluation that follows training.")
+
+    trainer: str = _arg(
+        TRAINING,
+        "none",
+        "none: evaluate only (zero-shot or in-context learning). zo: MeZO, forward passes only. "
+        "regular: fine-tuning by backpropagation.",
+        choices=("none", "regular", "zo"),
+    )
+    only_train_option: bool = _arg(
+        TRAINING, True, "Take the loss on the option or answer alone. False: on the whole text, prompt included."
+    )
+    train_as_classification: bool = _arg(
+        TRAINING,
+        False,
+        "Cross-entropy over all options' mean token log-probabilities. False: language-model loss on the right "
+        "option. Not for tasks that generate (SQuAD, DROP).",
+    )
+    save_on_interrupt: bool = _arg(
+        TRAINING,
+        False,
+        "On SIGUSR1 or SIGINT finish the step, save a checkpoint and stop, instead of stopping at once.",
+    )
+
+    zo_eps: float = _arg(
+        MEZO,
+        1e-3,
+        "Distance of the two probes from the weights: the loss is measured at theta + eps z and theta - eps z.",
+    )
+    non_diff: bool = _arg(
+        MEZO, False, "Optimise the task's metric of generated text (F1 on SQuAD) itself, instead of a loss."
+    )
+    zo_max_skipped: int = _arg(
+        MEZO,
+        20,
+        "Stop with an error after this many steps in a row whose loss was not finite; a single such step is skipped "
+        "and logged.",
+    )
+
+    lora: bool = _arg(TUNING, False, "LoRA on the query and value projections.")
+    lora_alpha: int = _arg(TUNING, 16, "LoRA scale: the update is multiplied by lora_alpha / lora_r.")
+    lora_r: int = _arg(TUNING, 8, "LoRA rank.")
+    prefix_tuning: bool = _arg(TUNING, False, "Prefix-tuning: trained keys and values before every layer's own.")
+    num_prefix: int = _arg(TUNING, 5, "Prefix length in tokens.")
+    no_reparam: bool = _arg(
+        TUNING,
+        True,
+        "Train the prefix itself. False: train it through an MLP, which needs prefix_init_by_real_act False.",
+    )
+    prefix_init_by_real_act: bool = _arg(
+        TUNING, True, "Start the prefix from the model's activations on random tokens. False: from random numbers."
+    )
+    head_tuning: bool = _arg(TUNING, False, "Train the language-model head only.")
+    linear_probing: bool = _arg(
+        TUNING,
+        False,
+        "Fit the head by logistic regression on the last hidden state at the option's position. With trainer regular.",
+    )
+    lp_early_stopping: bool = _arg(
+        TUNING,
+        False,
+        "Stop the logistic regression at tolerance 0.01 or 1,000 iterations. False: at 1e-4 or 5,000.",
+    )
+    untie_emb: bool = _arg(TUNING, False, "Give the head weights of its own where it shares the input embedding's.")
+
+    sampling: bool = _arg(GENERATION, False, "Sample the text. False: greedy, or beam search with num_beams.")
+    temperature: float = _arg(GENERATION, 1.0, "Sampling temperature; below 1 sharpens. Only with sampling.")
+    num_beams: int = _arg(GENERATION, 1, "Beams; 1: no beam search.")
+    top_k: int | None = _arg(GENERATION, None, "Sample among the k likeliest tokens. none: no such limit.")
+    top_p: float = _arg(GENERATION, 0.95, "Sample among the likeliest tokens that make up this probability.")
+    max_new_tokens: int = _arg(GENERATION, 50, "Longest generated text in tokens; less than max_length.")
+    eos_token: str = _arg(
+        GENERATION,
+        "\n",
+        "Text whose last token ends the generation, besides the model's own end token. In bash: $'\\n'.",
+    )
+
+    result_file: str | None = _arg(
+        OUTPUT, None, "JSON file for the metrics. none: result/ and a name made of task, model and settings."
+    )
+    tag: str = _arg(OUTPUT, "", "A word to tell runs apart, added to the result file's name.")
+    save_model: bool = _arg(OUTPUT, False, "Save the trained model to output_dir.")
+    verbose: bool = _arg(
+        OUTPUT, False, "Log every prompt, its options and their scores. False: those of the first three samples."
+    )
+
+    @property
+    def is_training(self) -> bool:
+        """Whether the job trains before it evaluates."""
+        return self.trainer != "none"
+
+    @property
+    def dtype(self) -> str:
+        """The weights' type: "float32", "float16", "bfloat16" or "int8"."""
+        chosen = [name for name in ("float16", "bfloat16", "int8") if getattr(self, f"load_{name}")]
+        return chosen[0] if chosen else "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """A checked command line.
+
+    `training_kwargs` holds `output_dir` and whatever else of `TrainingArguments` was given; the rest keeps its
+    defaults there. `notes` are one-line remarks on old spellings, for the user to read.
+    """
+
+    job: JobArguments
+    training_kwargs: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+    def training(self) -> TrainingArguments:
+        """Hugging Face's object. Imports transformers; raises ValueError for what `TrainingArguments` refuses."""
+        from transformers import TrainingArguments
+
+        kwargs = dict(self.training_kwargs)
+        try:
+            if kwargs.get("parallelism_config") is not None:
+                from accelerate.parallelism_config import ParallelismConfig
+
+                kwargs["parallelism_config"] = ParallelismConfig(**kwargs["parallelism_config"])
+            return TrainingArguments(**kwargs)
+        except (ValueError, TypeError, OSError) as error:
+            raise ValueError(f"training arguments: {error}") from error
+
+    def command_line(self) -> list[str]:
+        """The words that `parse` turns into these arguments, in one canonical form, without the hub's secret token.
+
+        Own arguments at their default are left out.
+        """
+        words = []
+        for spec in job_specs():
+            if (value := getattr(self.job, spec.name)) != spec.default:
+                words += to_words(spec, value)
+        for spec in trainer_specs():
+            if spec.name in self.training_kwargs and spec.name != "hub_token":
+                words += to_words(spec, self.training_kwargs[spec.name])
+        return words
+
+
+def job_specs() -> tuple[ArgumentSpec, ...]:
+    """The fields of `JobArguments` as command-line arguments."""
+    return tuple(
+        ArgumentSpec(
+            name=field.name,
+            annotation=str(field.type),
+            default=field.default,
+            help=field.metadata["help"],
+            group=field.metadata["group"],
+            choices=field.metadata["choices"],
+            aliases=field.metadata["aliases"],
+        )
+        for field in dataclasses.fields(JobArguments)
+    )
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """Parse and check a command line (without the program's name).
+
+    Raises ValueError, one line that names the argument and the mend, for anything that cannot work as given.
+    """
+    own, trainers, notes = read_words(argv, job_specs(), trainer_specs())
+    if own.get("num_dev") == 0:
+        own["num_dev"] = None
+    job = JobArguments(**own)
+    training_kwargs = {**OUR_DEFAULTS, **trainers}
+    check(job, training_kwargs)
+    return Arguments(job, training_kwargs, tuple(notes))

@@ -1,0 +1,72 @@
+"""The command `justforward` (and `python run.py`).
+
+Parsing needs neither torch nor transformers, so `--help` and every mistake answer at once; the work is imported
+when it starts. Exit codes: 0 done, 2 a mistake of the user's (one line on stderr says which), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from justforward.registry import Registry
+
+# A first word without dashes picks one; none of them means "run".
+COMMANDS: Registry[Callable[[list[str]], None]] = Registry("command")
+COMMANDS.lazy("run", "justforward.cli:run")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code. Exceptions other than users' mistakes are bugs and propagate."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        command = words.pop(0) if words and not words[0].startswith("-") else "run"
+        COMMANDS.get(command)(words)
+    except KeyboardInterrupt:
+        print("justforward: interrupted", file=sys.stderr)
+        return 130
+    except ValueError as error:
+        if os.environ.get("JUSTFORWARD_TRACEBACK"):
+            raise
+        print(f"justforward: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(words: list[str]) -> None:
+    """The job itself: parse, then train and evaluate as asked."""
+    if "--version" in words:
+        print(f"justforward {_version()}")
+        return
+    from justforward import arguments
+
+    if "--help" in words or "-h" in words:
+        from justforward.argument_parser import build_parser
+
+        print(build_parser(arguments.job_specs(), arguments.trainer_specs()).format_help(), end="")
+        return
+    parsed = arguments.parse(words)
+    for note in parsed.notes:
+        print(f"justforward: note: {note}", file=sys.stderr)
+    from justforward import experiment
+
+    experiment.run(parsed)
+
+
+def _one_line(error: ValueError) -> str:
+    """The message on one line. An error from inside a library may be a bug of ours: say how to see where."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    ours = Path(raised_in).is_relative_to(Path(__file__).parent)
+    return line if ours else f"{line} (JUSTFORWARD_TRACEBACK=1 shows where)"
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("justforward")
+    except importlib.metadata.PackageNotFoundError:
+        return "(source checkout, not installed)"
