@@ -85,9 +85,8 @@ def _split_files(name: str, data_dir: str) -> list[Path]:
     files = [root / name / f"{split}.jsonl" for split in SPLITS]
     for path in files:
         if not path.is_file():
-            raise ValueError(
-                f"{path}: no such file; with data_dir, {name} is read from {' and '.join(map(str, files))}"
-            )
+            wanted = " and ".join(f"{name}/{file.name}" for file in files)
+            raise ValueError(f"{path}: no such file; {name} needs {wanted} in data_dir")
     return files
 
 
