@@ -1,0 +1,79 @@
+"""Noise that is a function of (seed, step, sample, parameter name, element index), the same bits on every device.
+
+`backend(device)` gives the compiled draws for a device; `noise_key` makes their keys; `noise.reference` is the
+definition that every backend is held to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from justforward.noise.reference import DISTRIBUTIONS, NOISE_VERSION, noise_key
+from justforward.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["BACKENDS", "DISTRIBUTIONS", "NOISE_VERSION", "NoiseBackend", "backend", "noise_key"]
+
+
+class NoiseBackend(Protocol):
+    """Draws of z, made where the weights are and never stored.
+
+    In all three methods: `key` comes from `noise_key`; element i of a tensor (in row-major order of its shape) gets z
+    of element `start + i` of that key, so a shard draws its own range; `distribution` is "gaussian" or "rademacher";
+    weights are float32, bfloat16 or float16. Products and sums are fp32, each rounded on its own, and the result is
+    rounded once more to the dtype of the weights, to nearest even. ValueError is raised before anything is written.
+    """
+
+    def add_(
+        self,
+        tensors: Sequence[torch.Tensor],
+        keys: Sequence[int],
+        scale: float | Sequence[float],
+        decay: float | Sequence[float] = 0.0,
+        distribution: str = "gaussian",
+        *,
+        starts: int | Sequence[int] = 0,
+    ) -> None:
+        """For every tensor, in one launch: p <- p * (1 - decay) + scale * z.
+
+        `scale`, `decay` and `starts` are one number for all tensors or one per tensor. scale and 1 - decay are rounded
+        to fp32; decay 0 is a factor of exactly 1. Strided tensors work, through a copy of one tensor at a time.
+
+        Raises:
+            ValueError: a dtype, device, length, key or distribution that does not fit; a scale or decay that is not
+                finite; two tensors on the same memory, or one whose elements overlap.
+        """
+        ...
+
+    def fill_(self, tensor: torch.Tensor, key: int, start: int = 0, distribution: str = "gaussian") -> None:
+        """Write z itself into the tensor. Raises ValueError as `add_` does."""
+        ...
+
+    def perturb(
+        self,
+        out: torch.Tensor,
+        tensor: torch.Tensor,
+        key: int,
+        scale: float,
+        start: int = 0,
+        distribution: str = "gaussian",
+    ) -> None:
+        """Write tensor + scale * z into `out`: the bits that `add_` would leave in `tensor`, which is only read.
+
+        Raises ValueError as `add_` does, and where the two differ in shape or dtype or are not contiguous.
+        """
+        ...
+
+
+BACKENDS: Registry[Callable[[], NoiseBackend]] = Registry(
+    "noise backend for device type", entry_points="justforward.noise"
+)
+BACKENDS.lazy("cpu", "justforward.noise.cpu:load")
+
+
+def backend(device: torch.device | str) -> NoiseBackend:
+    """The backend for the type of `device` ("cpu", "cuda:1", ...). Raises ValueError where there is none."""
+    return BACKENDS.get(str(device).split(":")[0])()
