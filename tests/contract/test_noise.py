@@ -1,0 +1,134 @@
+"""Every noise backend gives the bits of noise.reference. A new backend is one more line in BACKENDS."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from justforward.noise import DISTRIBUTIONS, backend, noise_key, reference
+
+BACKENDS = ["cpu"]
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+SIZES = [1, 63, 64, 65, 255, 257, 100_003]
+STARTS = [0, 1, 191, 256, 8191, 2**33 + 77]
+KEY = noise_key(11, 5, 0, "model.layers.0.weight")
+BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+
+
+@pytest.fixture(params=BACKENDS)
+def device(request):
+    return request.param
+
+
+@pytest.fixture(params=DISTRIBUTIONS)
+def distribution(request):
+    return request.param
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def dtype(request):
+    return request.param
+
+
+def drawn(distribution: str, key: int, start: int, count: int) -> np.ndarray:
+    return {"gaussian": reference.gaussian, "rademacher": reference.rademacher}[distribution](key, start, count)
+
+
+def weights(size: int, dtype: torch.dtype) -> torch.Tensor:
+    return (torch.randn(size, generator=torch.Generator().manual_seed(size)) * 0.03).to(dtype)
+
+
+def updated(weight: torch.Tensor, z: np.ndarray, scale: float, decay: float = 0.0) -> torch.Tensor:
+    """The update rule, one rounding at a time, in numpy."""
+    kept = weight.float().numpy().reshape(-1) * np.float32(1 - decay)
+    return torch.from_numpy(kept + np.float32(scale) * z).to(weight.dtype).view(weight.shape)
+
+
+def assert_same_bits(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    actual = actual.cpu()
+    assert actual.dtype == expected.dtype
+    view = BITS[expected.dtype]
+    assert torch.equal(actual.contiguous().view(view), expected.contiguous().view(view))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("start", STARTS)
+def test_add_fill_and_perturb_are_the_reference(device, dtype, distribution, size, start):
+    noise = backend(device)
+    z = drawn(distribution, KEY, start, size)
+    before = weights(size, dtype)
+
+    added = before.to(device, copy=True)
+    noise.add_([added], [KEY], 1e-3, distribution=distribution, starts=start)
+    assert_same_bits(added, updated(before, z, 1e-3))
+
+    source, out = before.to(device, copy=True), torch.full((size,), 7.0, dtype=dtype, device=device)
+    noise.perturb(out, source, KEY, 1e-3, start, distribution)
+    assert_same_bits(out, updated(before, z, 1e-3))
+    assert_same_bits(source, before)
+
+    noise.fill_(out, KEY, start, distribution)
+    assert_same_bits(out, torch.from_numpy(z).to(dtype))
+
+
+def test_one_launch_takes_every_dtype_with_its_own_numbers(device, distribution):
+    sizes, scales, decays, starts = [300, 1, 70_000, 0, 257], [0.1, -2.0, 1e-3, 1.0, 0.0], [0.0, 0.5, 1e-4, 0.1, 1.0], 5
+    before = [weights(size, DTYPES[i % 3]) for i, size in enumerate(sizes)]
+    keys = [noise_key(0, 0, 0, str(i)) for i in range(len(sizes))]
+    after = [tensor.to(device, copy=True) for tensor in before]
+    backend(device).add_(after, keys, scales, decays, distribution, starts=starts)
+    for was, now, key, scale, decay in zip(before, after, keys, scales, decays, strict=True):
+        assert_same_bits(now, updated(was, drawn(distribution, key, starts, was.numel()), scale, decay))
+
+
+def test_a_tensor_is_the_sum_of_its_shards(device, dtype, distribution):
+    whole = weights(10_000, dtype).to(device)
+    shards = whole.clone()
+    cuts = [0, 1, 700, 8500, 10_000]
+    pieces = [shards[a:b] for a, b in pairwise(cuts)]
+    noise = backend(device)
+    noise.add_([whole], [KEY], 0.01, 0.1, distribution)
+    noise.add_(pieces, [KEY] * len(pieces), 0.01, 0.1, distribution, starts=cuts[:-1])
+    assert_same_bits(shards, whole.cpu())
+
+
+@pytest.mark.parametrize("layout", ["transposed", "sliced", "channels_last"])
+def test_strided_weights_follow_the_order_of_their_shape(device, dtype, layout):
+    base = weights(4 * 6 * 10 * 12, dtype).view(4, 6, 10, 12)
+    make = {
+        "transposed": lambda t: t.view(24, 120).T,
+        "sliced": lambda t: t[:, 1:5, ::2],
+        "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    }[layout]
+    before = make(base)
+    assert not before.is_contiguous()
+    z = reference.gaussian(KEY, 0, before.numel())
+
+    strided = make(base.to(device, copy=True))
+    backend(device).add_([strided], [KEY], 0.5, 0.25)
+    assert_same_bits(strided, updated(before.contiguous(), z, 0.5, 0.25))
+
+    backend(device).fill_(strided, KEY)
+    assert_same_bits(strided, torch.from_numpy(z).to(dtype).view(before.shape))
+
+
+def test_infinities_and_nans_stay_and_overflow_is_infinite(device, dtype):
+    before = torch.tensor([float("inf"), float("-inf"), float("nan"), 0.0, torch.finfo(dtype).max], dtype=dtype)
+    after = before.to(device, copy=True)
+    signs = reference.rademacher(KEY, 0, 5)
+    scale = float(signs[4]) * (1e5 if dtype == torch.float16 else 3e38)
+    backend(device).add_([after], [KEY], scale, distribution="rademacher")
+    with np.errstate(over="ignore"):
+        expected = updated(before, signs, scale)
+    assert expected[4].isinf()
+    assert after.cpu()[2].isnan()
+    rest = [0, 1, 3, 4]
+    assert_same_bits(after.cpu()[rest], expected[rest])
+
+
+def test_scalar_and_empty_tensors(device, distribution):
+    scalar, empty = torch.zeros((), device=device), torch.zeros(0, 3, device=device)
+    backend(device).add_([empty, scalar], [KEY, KEY], 1.0, distribution=distribution)
+    assert scalar.item() == drawn(distribution, KEY, 0, 1)[0]
