@@ -79,15 +79,17 @@ class PromptEncoder:
 
     def generation(self, sample: Sample, demonstrations: Sequence[Sample] = ()) -> tuple[int, ...]:
         """The token row of the prompt alone, to be continued by at most `max_new_tokens` tokens."""
-        return self._cut(self._with_bos(self._tokenize([self._context(demonstrations) + self.task.prompt(sample)])[0]))
+        text = self._context(demonstrations) + self.task.prompt(sample).strip(" ")
+        return self._cut(self._with_bos(self._tokenize([text])[0]))
 
     def _context(self, demonstrations: Sequence[Sample]) -> str:
         task = self.task
         return "".join(task.verbalize(d, task.gold(d)).strip() + task.separator for d in demonstrations)
 
     def _rows(self, demonstrations: Sequence[Sample], prompt: str, texts: list[str]) -> list[Row]:
-        # The option's length is counted without the demonstrations, as the original counts it.
+        # As the original: blanks around a text do not count, and the option's length is counted without demonstrations.
         context = self._context(demonstrations)
+        prompt, texts = prompt.strip(" "), [text.strip(" ") for text in texts]
         prompt_ids, *plain = self._tokenize([prompt, *texts])
         full = self._tokenize([context + text for text in texts]) if context else plain
         rows = []

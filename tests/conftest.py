@@ -1,0 +1,31 @@
+"""Fixtures for all tests: the golden model, loaded once; no hub, no surprises from the environment."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from support.golden import MODEL
+
+from justforward.models.loading import LoadedModel, load
+
+
+@pytest.fixture(scope="session")
+def _golden() -> LoadedModel:
+    return load(MODEL)
+
+
+@pytest.fixture
+def golden(_golden: LoadedModel):
+    """The golden tiny OPT; its weights are put back after the test."""
+    saved = {n: p.detach().clone() for n, p in _golden.model.named_parameters()}
+    yield _golden
+    with torch.no_grad():
+        for n, p in _golden.model.named_parameters():
+            p.copy_(saved[n])
+            p.requires_grad_(True)
+    _golden.model.eval()
