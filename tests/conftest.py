@@ -6,6 +6,8 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Tests run side by side: threads of one would spin on the cores of the other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
