@@ -180,7 +180,10 @@ def _known_words(argv: Sequence[str], parser: argparse.ArgumentParser, specs: Sp
     for word in argv:
         flag, equals, value = word.partition("=")
         name = "--" + flag[2:].replace("-", "_")
-        if not re.match(r"--|-[A-Za-z]", word):
+        if re.match(r"-[\d.]", word) and words and re.fullmatch(r"--\w+", words[-1]):
+            # argparse takes -1e-3 for a flag, unless it is written behind an equals sign.
+            words[-1] += f"={word}"
+        elif not re.match(r"--|-[A-Za-z]", word):
             words.append(word)
         elif flag in known or name in known:
             words.append((flag if flag in known else name) + equals + value)

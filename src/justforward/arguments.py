@@ -1,8 +1,8 @@
 """The arguments of one job: our own (`JobArguments`), and those handed on to Hugging Face's Trainer.
 
-    arguments = parse(["--task_name", "SST2", "--num_train", "32"])
-    arguments.job.num_train         # 32
-    arguments.training()            # transformers.TrainingArguments; this, and only this, imports transformers
+    parsed = parse(["--task_name", "SST2", "--num_train", "32"])
+    parsed.job.num_train         # 32
+    parsed.training()            # transformers.TrainingArguments; this, and only this, imports transformers
 
 Importing this module imports neither torch nor transformers. Names, types and defaults of `JobArguments` are the
 interface that users' scripts rely on: they are frozen by tests/fixtures/cli.json.
@@ -161,7 +161,7 @@ class JobArguments:
 
     lora: bool = _arg(TUNING, False, "LoRA on the query and value projections.")
     lora_alpha: int = _arg(TUNING, 16, "LoRA scale: the update is multiplied by lora_alpha / lora_r.")
-    lora_r: int = _arg(TUNING, 8, "LoRA rank.")
+    lora_r: int = _arg(TUNING, 8, "LoRA rank: the inner width of each update.")
     prefix_tuning: bool = _arg(TUNING, False, "Prefix-tuning: trained keys and values before every layer's own.")
     num_prefix: int = _arg(TUNING, 5, "Prefix length in tokens.")
     no_reparam: bool = _arg(
@@ -219,7 +219,7 @@ class JobArguments:
 
 
 @dataclasses.dataclass(frozen=True)
-class Arguments:
+class Parsed:
     """A checked command line.
 
     `training_kwargs` holds `output_dir` and whatever else of `TrainingArguments` was given; the rest keeps its
@@ -230,11 +230,14 @@ class Arguments:
     training_kwargs: dict[str, Any]
     notes: tuple[str, ...] = ()
 
-    def training(self) -> TrainingArguments:
-        """Hugging Face's object. Imports transformers; raises ValueError for what `TrainingArguments` refuses."""
+    def training(self, **overrides: Any) -> TrainingArguments:
+        """Hugging Face's object, with `overrides` in place of what was given.
+
+        Imports transformers. Raises ValueError for what `TrainingArguments` refuses.
+        """
         from transformers import TrainingArguments
 
-        kwargs = dict(self.training_kwargs)
+        kwargs = {**self.training_kwargs, **overrides}
         try:
             if kwargs.get("parallelism_config") is not None:
                 from accelerate.parallelism_config import ParallelismConfig
@@ -275,7 +278,7 @@ def job_specs() -> tuple[ArgumentSpec, ...]:
     )
 
 
-def parse(argv: Sequence[str]) -> Arguments:
+def parse(argv: Sequence[str]) -> Parsed:
     """Parse and check a command line (without the program's name).
 
     Raises ValueError, one line that names the argument and the mend, for anything that cannot work as given.
@@ -286,4 +289,4 @@ def parse(argv: Sequence[str]) -> Arguments:
     job = JobArguments(**own)
     training_kwargs = {**OUR_DEFAULTS, **trainers}
     check(job, training_kwargs)
-    return Arguments(job, training_kwargs, tuple(notes))
+    return Parsed(job, training_kwargs, tuple(notes))

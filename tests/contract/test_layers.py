@@ -1,0 +1,125 @@
+"""The shape of the package: imports run one way, the light parts stay light, files stay short."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "src" / "justforward"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# A module may import its own layer and those above it in this list, nowhere else: not even inside a function.
+LAYERS = [
+    {"registry", "noise", "metrics", "tasks"},
+    {"optim", "prompts", "models"},
+    {"scoring"},
+    {"objectives", "evaluation"},
+    {"trainer", "probe", "results"},
+    {"trainer_fields", "old_spellings", "argument_parser", "argument_checks", "arguments"},
+    {"experiment"},
+    {"cli", "__main__"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+HEAVY = {"torch", "transformers", "accelerate", "peft"}
+# What works, or answers a mistake, without torch: parts (packages or single modules) of the package.
+LIGHT = [
+    *["registry", "metrics", "tasks", "noise.reference", "trainer_fields", "old_spellings", "argument_parser"],
+    *["argument_checks", "cli"],
+]
+MOST_LINES = 400
+
+
+def dotted(path):
+    """src/justforward/noise/reference.py -> "noise.reference"; a package's __init__.py -> the package."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+def imported(path):
+    """(absolute dotted name, line) of every import in a file, at any depth; `from a import b` counts as a.b."""
+    package = ["justforward", *path.relative_to(PACKAGE).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            prefix = ".".join([*base, *([node.module] if node.module else [])])
+            yield from ((f"{prefix}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def for_type_checkers(path):
+    """Lines below `if TYPE_CHECKING:`; nothing there is imported when the program runs."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
+    return {line for node in blocks for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_imports_run_one_way(path):
+    own = dotted(path).split(".")[0]
+    if own == "__init__":
+        return  # the package's front door; test_front_door_is_light holds it
+    assert own in LEVEL, f"give {own} a place in LAYERS"
+    for name, line in imported(path):
+        parts = name.split(".")
+        if (
+            parts[0] == "justforward"
+            and len(parts) > 1
+            and (PACKAGE / parts[1]).with_suffix(".py").exists() | (PACKAGE / parts[1]).is_dir()
+        ):
+            assert LEVEL[parts[1]] <= LEVEL[own], f"{path.name}:{line}: {own} must not import {parts[1]}"
+
+
+@pytest.mark.parametrize("part", LIGHT)
+def test_light_parts_name_no_heavy_library(part):
+    files = [path for path in MODULES if dotted(path) == part or dotted(path).startswith(f"{part}.")]
+    assert files
+    for path in files:
+        unseen = for_type_checkers(path)
+        heavy = [(name, line) for name, line in imported(path) if name.split(".")[0] in HEAVY and line not in unseen]
+        assert not heavy, f"{path.name}: {heavy}"
+
+
+def test_light_parts_load_no_heavy_library():
+    """The same, through whatever they import in turn."""
+    code = (
+        "import importlib, sys\n"
+        f"for name in {[f'justforward.{part}' for part in [*LIGHT, 'arguments']]}: importlib.import_module(name)\n"
+        "from justforward import tasks; tasks.get_task('SST2')\n"
+        f"found = {HEAVY} & set(sys.modules); assert not found, found\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_front_door_is_light():
+    """`import justforward` comes before everything: its own imports happen inside functions."""
+    front = PACKAGE / "__init__.py"
+    tree = ast.parse(front.read_text(encoding="utf-8")) if front.exists() else ast.Module([], [])
+    unseen = for_type_checkers(front) if front.exists() else set()
+    top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom) and node.lineno not in unseen]
+    assert not [node for node in top if HEAVY & set(ast.unparse(node).replace(".", " ").split())]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_files_stay_short(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+def test_every_layer_entry_that_exists_is_a_module():
+    """A renamed module must not leave its old name behind in LAYERS."""
+    planned = {"probe"}
+    existing = {dotted(path).split(".")[0] for path in MODULES}
+    assert set(LEVEL) - existing <= planned
+
+
+def test_relative_and_function_level_imports_are_seen(tmp_path, monkeypatch):
+    """The reader behind the tests above."""
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
+    (tmp_path / "noise").mkdir()
+    path = tmp_path / "noise" / "x.py"
+    path.write_text("import a.b\nfrom c import d\ndef f():\n    from . import e\n    from ..g import h\n")
+    names = [name for name, _ in imported(path)]
+    assert names == ["a.b", "c.d", "justforward.noise.e", "justforward.g.h"]

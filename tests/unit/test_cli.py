@@ -1,0 +1,119 @@
+"""The program around the job: commands, exit codes, what goes to which stream."""
+
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import justforward
+from justforward import cli
+from justforward.cli import COMMANDS, main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def experiment(monkeypatch):
+    """A stand-in for the job: records what it was asked, and raises what a test puts into `raises`."""
+    module = types.ModuleType("justforward.experiment")
+    module.asked, module.raises = [], None
+
+    def run(parsed):
+        module.asked.append(parsed)
+        if module.raises:
+            raise module.raises
+
+    module.run = run
+    monkeypatch.setitem(sys.modules, "justforward.experiment", module)
+    monkeypatch.setattr(justforward, "experiment", module, raising=False)
+    return module
+
+
+@pytest.mark.parametrize("words", [["--num_train", "4"], ["run", "--num_train", "4"]])
+def test_runs_the_job(experiment, words, capsys):
+    assert main(words) == 0
+    assert [parsed.job.num_train for parsed in experiment.asked] == [4]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_takes_the_process_arguments_where_none_are_given(experiment, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["justforward", "--num_eval", "3"])
+    assert main() == 0
+    assert experiment.asked[0].job.num_eval == 3
+
+
+def test_notes_go_to_stderr(experiment, capsys):
+    assert main(["--overwrite_output_dir", "--logging_dir", "logs"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[:2] for line in lines] == [["justforward", " note"]] * 2
+    assert len(experiment.asked) == 1
+
+
+def test_a_users_mistake_found_by_the_job(experiment, capsys):
+    experiment.raises = ValueError("two\n  lines")
+    assert main([]) == 2
+    assert capsys.readouterr().err == "justforward: error: two lines (JUSTFORWARD_TRACEBACK=1 shows where)\n"
+
+
+def test_traceback_on_request(experiment, monkeypatch):
+    monkeypatch.setenv("JUSTFORWARD_TRACEBACK", "1")
+    experiment.raises = ValueError("deep inside")
+    with pytest.raises(ValueError, match="deep inside"):
+        main([])
+
+
+def test_interrupt(experiment, capsys):
+    experiment.raises = KeyboardInterrupt()
+    assert main([]) == 130
+    assert capsys.readouterr().err == "justforward: interrupted\n"
+
+
+def test_a_bug_keeps_its_traceback(experiment):
+    experiment.raises = RuntimeError("a bug")
+    with pytest.raises(RuntimeError, match="a bug"):
+        main([])
+
+
+def test_another_command_is_picked_by_the_first_word(monkeypatch):
+    seen = []
+    monkeypatch.setitem(COMMANDS._loaders, "replay", lambda: seen.append)
+    assert main(["replay", "--log", "x"]) == 0
+    assert seen == [["--log", "x"]]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["--num_trian", "--help"], ["run", "--help"]])
+def test_help(words, capsys):
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("usage: justforward ")
+    assert "--zo_eps" in out
+    assert err == ""
+
+
+def test_version(capsys, monkeypatch):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("justforward 0.")
+    monkeypatch.setattr(cli.importlib.metadata, "version", _not_installed)
+    assert main(["--version"]) == 0
+    assert "not installed" in capsys.readouterr().out
+
+
+def _not_installed(name):
+    raise cli.importlib.metadata.PackageNotFoundError(name)
+
+
+@pytest.mark.parametrize("command", [["run.py"], ["-m", "justforward"]])
+def test_entry_points(command):
+    ran = subprocess.run([sys.executable, *command, "--num_trian", "4"], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 2
+    assert ran.stderr == "justforward: error: unknown argument '--num_trian' (did you mean '--num_train'?)\n"
+
+
+def test_run_py_needs_no_installation(tmp_path):
+    """-S hides site-packages: the package is found through run.py's own folder, from anywhere."""
+    script = str(ROOT / "run.py")
+    ran = subprocess.run([sys.executable, "-S", script, "--version"], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0
+    assert ran.stdout.startswith("justforward ")
