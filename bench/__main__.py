@@ -10,7 +10,7 @@ import bench
 
 
 def main() -> None:
-    """Run main() of the named modules of bench, or of all that have one."""
+    """Run the named modules of bench, or all that have a main."""
     for name in sys.argv[1:] or sorted(module.name for module in pkgutil.iter_modules(bench.__path__)):
         if name in ("__main__", "common"):
             continue

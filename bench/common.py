@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -53,6 +54,7 @@ def report(figure: str, *, device: str = "cpu", **values: object) -> dict[str, o
         "figure": figure,
         **values,
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor(),
+        "load": round(os.getloadavg()[0], 1),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},

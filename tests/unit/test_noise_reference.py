@@ -52,8 +52,9 @@ def test_noise_key_depends_on_every_part():
 
 @pytest.mark.parametrize("numbers", [(2**63, 0, 0), (0, -(2**63) - 1, 0), (0, 0, 1.5)])
 def test_noise_key_refuses_what_is_no_64_bit_integer(numbers):
+    seed, step, sample = numbers
     with pytest.raises(ValueError, match="64 bits"):
-        noise_key(*numbers, "w")
+        noise_key(seed, step, sample, "w")
 
 
 def element_word(key: int, counter: int, k: int) -> int:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import functools
-import numbers
 import os
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from justforward.noise import kernels, reference
+from justforward.noise.checks import Update, check_draw, check_perturb, is_binary, mark_written, updates
 
 KINDS = {torch.float32: kernels.FP32, torch.bfloat16: kernels.BF16, torch.float16: kernels.FP16}
 BITS = {torch.float32: (torch.int32, np.uint32), torch.bfloat16: (torch.int16, np.uint16)}
@@ -54,40 +53,26 @@ class CpuNoise:
         starts: int | Sequence[int] = 0,
     ) -> None:
         """See `NoiseBackend.add_`."""
-        binary = _is_binary(distribution)
-        scales, decays = _each(scale, len(tensors), "scale"), _each(decay, len(tensors), "decay")
-        begins = _each(starts, len(tensors), "starts")
-        if len(keys) != len(tensors):
-            raise ValueError(f"keys: {len(keys)} for {len(tensors)} tensors")
-        for tensor, key, begin, s, d in zip(tensors, keys, begins, scales, decays, strict=True):
-            _check(tensor, key, begin)
-            _check_finite("scale", s)
-            _check_finite("decay", d)
-        _check_distinct(tensors)
-
-        pieces: list[Piece] = []
-        strided: list[tuple[torch.Tensor, int, int, float, float]] = []
-        for tensor, key, begin, s, d in zip(tensors, keys, begins, scales, decays, strict=True):
-            if tensor.is_contiguous():
-                pieces += _pieces(tensor, tensor, key, begin, scale=s, keep=1 - d)
-            else:
-                strided.append((tensor, key, begin, s, d))
-        _launch(pieces, binary)
-        for tensor, key, begin, s, d in strided:
-            copy = tensor.detach().contiguous()
-            _launch(list(_pieces(copy, copy, key, begin, scale=s, keep=1 - d)), binary)
-            tensor.detach().copy_(copy)
-        _written(tensors)
+        binary = is_binary(distribution)
+        todo = updates("cpu", tensors, keys, scale, decay, starts)
+        flat = [u for u in todo if u.tensor.is_contiguous()]
+        _launch([piece for u in flat for piece in _update_pieces(u, u.tensor)], binary)
+        for u in todo:
+            if not u.tensor.is_contiguous():
+                copy = u.tensor.detach().contiguous()
+                _launch(list(_update_pieces(u, copy)), binary)
+                u.tensor.detach().copy_(copy)
+        mark_written(tensors)
 
     def fill_(self, tensor: torch.Tensor, key: int, start: int = 0, distribution: str = "gaussian") -> None:
         """See `NoiseBackend.fill_`."""
-        binary = _is_binary(distribution)
-        _check(tensor, key, start)
+        binary = is_binary(distribution)
+        check_draw("cpu", tensor, key, start)
         flat = tensor if tensor.is_contiguous() else torch.empty(tensor.shape, dtype=tensor.dtype)
         _launch(list(_pieces(flat, flat, key, start, fill=True)), binary)
         if flat is not tensor:
             tensor.detach().copy_(flat)
-        _written([tensor])
+        mark_written([tensor])
 
     def perturb(
         self,
@@ -99,16 +84,10 @@ class CpuNoise:
         distribution: str = "gaussian",
     ) -> None:
         """See `NoiseBackend.perturb`."""
-        binary = _is_binary(distribution)
-        _check(tensor, key, start)
-        _check(out, key, start)
-        if out.shape != tensor.shape or out.dtype != tensor.dtype:
-            raise ValueError(f"out must be {tensor.dtype} of {tuple(tensor.shape)}, is {out.dtype} {tuple(out.shape)}")
-        if not (out.is_contiguous() and tensor.is_contiguous()):
-            raise ValueError("perturb takes contiguous tensors: call .contiguous() first")
-        _check_finite("scale", scale)
+        binary = is_binary(distribution)
+        check_perturb("cpu", out, tensor, key, scale, start)
         _launch(list(_pieces(out, tensor, key, start, scale=scale)), binary)
-        _written([out])
+        mark_written([out])
 
 
 @functools.cache
@@ -127,6 +106,10 @@ def load() -> CpuNoise:
                 "__pycache__ (or NUMBA_CACHE_DIR) and try again"
             )
     return noise
+
+
+def _update_pieces(update: Update, memory: torch.Tensor) -> Iterator[Piece]:
+    return _pieces(memory, memory, update.key, update.start, scale=update.scale, keep=update.keep)
 
 
 def _pieces(
@@ -177,48 +160,3 @@ def _bits(tensor: torch.Tensor) -> np.ndarray:
     """The memory of a contiguous tensor as a flat array of unsigned integers."""
     signed, unsigned = BITS[tensor.dtype]
     return tensor.detach().reshape(-1).view(signed).numpy().view(unsigned)
-
-
-def _written(tensors: Sequence[torch.Tensor]) -> None:
-    """Tell autograd, which cannot see writes through numpy, that these tensors have changed."""
-    torch.autograd.graph.increment_version([t for t in tensors if not t.is_inference()])
-
-
-def _is_binary(distribution: str) -> bool:
-    if distribution not in reference.DISTRIBUTIONS:
-        raise ValueError(f"distribution must be one of {', '.join(reference.DISTRIBUTIONS)}, got {distribution!r}")
-    return distribution == "rademacher"
-
-
-def _each(value: Any, count: int, name: str) -> list[Any]:
-    """One number per tensor."""
-    if isinstance(value, numbers.Real):
-        return [value] * count
-    values = list(value)
-    if len(values) != count:
-        raise ValueError(f"{name}: {len(values)} for {count} tensors")
-    return values
-
-
-def _check(tensor: torch.Tensor, key: int, start: int) -> None:
-    if tensor.device.type != "cpu":
-        raise ValueError(f"the cpu noise backend got a tensor on {tensor.device}")
-    if tensor.dtype not in KINDS:
-        raise ValueError(f"noise is defined for float32, bfloat16 and float16 weights, got {tensor.dtype}")
-    if not 0 <= key < 2**64 or start < 0:
-        raise ValueError(f"a key is an integer of 64 bits and a start is not negative, got {key} and {start}")
-    if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
-        raise ValueError(f"a tensor of shape {tuple(tensor.shape)} repeats its memory (expanded?): pass its base")
-
-
-def _check_finite(name: str, value: float) -> None:
-    if not abs(value) <= torch.finfo(torch.float32).max:
-        raise ValueError(f"{name} must be finite in float32, got {value}")
-
-
-def _check_distinct(tensors: Sequence[torch.Tensor]) -> None:
-    """Refuse two tensors that begin at one address, as tied weights do: each would add its noise to both."""
-    seen: dict[int, int] = {}
-    for index, tensor in enumerate(tensors):
-        if tensor.numel() and (other := seen.setdefault(tensor.data_ptr(), index)) != index:
-            raise ValueError(f"tensors {other} and {index} share their memory (tied weights?): pass one of them")

@@ -1,0 +1,107 @@
+"""What every backend checks before it writes anything."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from justforward.noise.reference import DISTRIBUTIONS
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One tensor of a launch: p <- p * keep + scale * z(key, start ...)."""
+
+    tensor: torch.Tensor
+    key: int
+    start: int
+    scale: float
+    keep: float
+
+
+def updates(
+    device: str,
+    tensors: Sequence[torch.Tensor],
+    keys: Sequence[int],
+    scale: float | Sequence[float],
+    decay: float | Sequence[float],
+    starts: int | Sequence[int],
+) -> list[Update]:
+    """The arguments of `NoiseBackend.add_`, checked, one record per tensor."""
+    count = len(tensors)
+    if len(keys) != count:
+        raise ValueError(f"keys: {len(keys)} for {count} tensors")
+    scales, decays, begins = _each(scale, count, "scale"), _each(decay, count, "decay"), _each(starts, count, "starts")
+    result = []
+    for tensor, key, start, s, d in zip(tensors, keys, begins, scales, decays, strict=True):
+        check_draw(device, tensor, key, start)
+        check_finite("scale", s)
+        check_finite("decay", d)
+        result.append(Update(tensor, key, start, s, 1 - d))
+    _check_distinct(tensors)
+    return result
+
+
+def check_perturb(device: str, out: torch.Tensor, tensor: torch.Tensor, key: int, scale: float, start: int) -> None:
+    """Check the arguments of `NoiseBackend.perturb`."""
+    check_draw(device, tensor, key, start)
+    check_draw(device, out, key, start)
+    if out.shape != tensor.shape or out.dtype != tensor.dtype:
+        raise ValueError(f"out must be {tensor.dtype} of {tuple(tensor.shape)}, is {out.dtype} {tuple(out.shape)}")
+    if not (out.is_contiguous() and tensor.is_contiguous()):
+        raise ValueError("perturb takes contiguous tensors: call .contiguous() first")
+    check_finite("scale", scale)
+
+
+def check_draw(device: str, tensor: torch.Tensor, key: int, start: int) -> None:
+    """Check that noise of this key and start can be written into the tensor by the backend of `device`."""
+    if tensor.device.type != device:
+        raise ValueError(f"the {device} noise backend got a tensor on {tensor.device}")
+    if tensor.dtype not in DTYPES:
+        raise ValueError(f"noise is defined for float32, bfloat16 and float16 weights, got {tensor.dtype}")
+    if not 0 <= key < 2**64 or start < 0:
+        raise ValueError(f"a key is an integer of 64 bits and a start is not negative, got {key} and {start}")
+    if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+        raise ValueError(f"a tensor of shape {tuple(tensor.shape)} repeats its memory (expanded?): pass its base")
+
+
+def check_finite(name: str, value: float) -> None:
+    """Refuse what fp32 cannot hold."""
+    if not abs(value) <= torch.finfo(torch.float32).max:
+        raise ValueError(f"{name} must be finite in float32, got {value}")
+
+
+def is_binary(distribution: str) -> bool:
+    """Whether z is Rademacher; ValueError for a distribution that is not known."""
+    if distribution not in DISTRIBUTIONS:
+        raise ValueError(f"distribution must be one of {', '.join(DISTRIBUTIONS)}, got {distribution!r}")
+    return distribution == "rademacher"
+
+
+def mark_written(tensors: Sequence[torch.Tensor]) -> None:
+    """Tell autograd, which cannot see a kernel's writes, that these tensors have changed."""
+    torch.autograd.graph.increment_version([tensor for tensor in tensors if not tensor.is_inference()])
+
+
+def _each(value: Any, count: int, name: str) -> list[Any]:
+    """One number per tensor."""
+    if isinstance(value, numbers.Real):
+        return [value] * count
+    values = list(value)
+    if len(values) != count:
+        raise ValueError(f"{name}: {len(values)} for {count} tensors")
+    return values
+
+
+def _check_distinct(tensors: Sequence[torch.Tensor]) -> None:
+    """Refuse two tensors that begin at one address, as tied weights do: each would add its noise to both."""
+    seen: dict[int, int] = {}
+    for index, tensor in enumerate(tensors):
+        if tensor.numel() and (other := seen.setdefault(tensor.data_ptr(), index)) != index:
+            raise ValueError(f"tensors {other} and {index} share their memory (tied weights?): pass one of them")
