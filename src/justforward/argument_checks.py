@@ -25,7 +25,7 @@ _AT_LEAST = {
     "max_length": 2,
     "bos_token_id": 0,
     "token_budget": 1,
-    "zo_max_skipped": 0,
+    "zo_max_skipped": 1,
     "lora_r": 1,
     "lora_alpha": 1,
     "num_prefix": 1,

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from justforward.argument_checks import check
-from justforward.argument_parser import read_words, to_words
+from justforward.argument_parser import build_parser, read_words, to_words
 from justforward.trainer_fields import OUR_DEFAULTS, ArgumentSpec, trainer_specs
 
 if TYPE_CHECKING:
@@ -276,6 +276,11 @@ def job_specs() -> tuple[ArgumentSpec, ...]:
         )
         for field in dataclasses.fields(JobArguments)
     )
+
+
+def help_page() -> str:
+    """The text of `--help`, wrapped to the terminal."""
+    return build_parser(job_specs(), trainer_specs()).format_help()
 
 
 def parse(argv: Sequence[str]) -> Parsed:

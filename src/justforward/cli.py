@@ -45,9 +45,7 @@ def run(words: list[str]) -> None:
     from justforward import arguments
 
     if "--help" in words or "-h" in words:
-        from justforward.argument_parser import build_parser
-
-        print(build_parser(arguments.job_specs(), arguments.trainer_specs()).format_help(), end="")
+        print(arguments.help_page(), end="")
         return
     parsed = arguments.parse(words)
     for note in parsed.notes:

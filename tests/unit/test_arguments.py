@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from justforward.argument_parser import build_parser, to_words
-from justforward.arguments import JobArguments, Parsed, job_specs, parse
+from justforward.argument_parser import to_words
+from justforward.arguments import JobArguments, Parsed, help_page, job_specs, parse
 from justforward.old_spellings import IGNORED, REMOVED, RENAMED, TRANSLATED
 from justforward.trainer_fields import trainer_specs
 
@@ -209,7 +209,7 @@ def test_every_argument_has_a_help_of_its_own():
 
 def test_help_shows_every_argument(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    page = build_parser(job_specs(), trainer_specs()).format_help()
+    page = help_page()
     for spec in (*job_specs(), *trainer_specs()):
         assert f"--{spec.name}" in page
     assert max(map(len, page.splitlines())) <= 118

@@ -1,5 +1,6 @@
 """The program around the job: commands, exit codes, what goes to which stream."""
 
+import importlib.metadata
 import subprocess
 import sys
 import types
@@ -8,24 +9,29 @@ from pathlib import Path
 import pytest
 
 import justforward
-from justforward import cli
+from justforward.arguments import Parsed
 from justforward.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
 
 
+class Experiment(types.ModuleType):
+    """A stand-in for the job: records what it was asked, and raises what a test puts into `raises`."""
+
+    def __init__(self):
+        super().__init__("justforward.experiment")
+        self.asked: list[Parsed] = []
+        self.raises: BaseException | None = None
+
+    def run(self, parsed):
+        self.asked.append(parsed)
+        if self.raises:
+            raise self.raises
+
+
 @pytest.fixture
 def experiment(monkeypatch):
-    """A stand-in for the job: records what it was asked, and raises what a test puts into `raises`."""
-    module = types.ModuleType("justforward.experiment")
-    module.asked, module.raises = [], None
-
-    def run(parsed):
-        module.asked.append(parsed)
-        if module.raises:
-            raise module.raises
-
-    module.run = run
+    module = Experiment()
     monkeypatch.setitem(sys.modules, "justforward.experiment", module)
     monkeypatch.setattr(justforward, "experiment", module, raising=False)
     return module
@@ -95,13 +101,13 @@ def test_help(words, capsys):
 def test_version(capsys, monkeypatch):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("justforward 0.")
-    monkeypatch.setattr(cli.importlib.metadata, "version", _not_installed)
+    monkeypatch.setattr(importlib.metadata, "version", _not_installed)
     assert main(["--version"]) == 0
     assert "not installed" in capsys.readouterr().out
 
 
 def _not_installed(name):
-    raise cli.importlib.metadata.PackageNotFoundError(name)
+    raise importlib.metadata.PackageNotFoundError(name)
 
 
 @pytest.mark.parametrize("command", [["run.py"], ["-m", "justforward"]])
