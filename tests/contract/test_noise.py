@@ -1,14 +1,19 @@
 """Every noise backend gives the bits of noise.reference. A new backend is one more line in BACKENDS."""
 
+import os
+from importlib import import_module
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
-from justforward.noise import DISTRIBUTIONS, backend, noise_key, reference
+from justforward.noise import DISTRIBUTIONS, NoiseBackend, backend, noise_key, reference
 
-BACKENDS = ["cpu"]
+BACKENDS: list = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+# Where Triton is installed, TRITON_INTERPRET=1 runs its kernel on the CPU.
+if os.environ.get("TRITON_INTERPRET") == "1":
+    BACKENDS[1] = "triton-interpreter"
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SIZES = [1, 63, 64, 65, 255, 257, 100_003]
@@ -18,8 +23,17 @@ BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: 
 
 
 @pytest.fixture(params=BACKENDS)
-def device(request):
-    return request.param
+def noise(request) -> NoiseBackend:
+    if request.param == "triton-interpreter":
+        return import_module("justforward.noise.triton").TritonNoise("cpu")
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return backend(request.param)
+
+
+@pytest.fixture
+def device(noise) -> str:
+    return noise.device
 
 
 @pytest.fixture(params=DISTRIBUTIONS)
@@ -55,8 +69,7 @@ def assert_same_bits(actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("start", STARTS)
-def test_add_fill_and_perturb_are_the_reference(device, dtype, distribution, size, start):
-    noise = backend(device)
+def test_add_fill_and_perturb_are_the_reference(noise, device, dtype, distribution, size, start):
     z = drawn(distribution, KEY, start, size)
     before = weights(size, dtype)
 
@@ -73,29 +86,28 @@ def test_add_fill_and_perturb_are_the_reference(device, dtype, distribution, siz
     assert_same_bits(out, torch.from_numpy(z).to(dtype))
 
 
-def test_one_launch_takes_every_dtype_with_its_own_numbers(device, distribution):
+def test_one_launch_takes_every_dtype_with_its_own_numbers(noise, device, distribution):
     sizes, scales, decays, starts = [300, 1, 70_000, 0, 257], [0.1, -2.0, 1e-3, 1.0, 0.0], [0.0, 0.5, 1e-4, 0.1, 1.0], 5
     before = [weights(size, DTYPES[i % 3]) for i, size in enumerate(sizes)]
     keys = [noise_key(0, 0, 0, str(i)) for i in range(len(sizes))]
     after = [tensor.to(device, copy=True) for tensor in before]
-    backend(device).add_(after, keys, scales, decays, distribution, starts=starts)
+    noise.add_(after, keys, scales, decays, distribution, starts=starts)
     for was, now, key, scale, decay in zip(before, after, keys, scales, decays, strict=True):
         assert_same_bits(now, updated(was, drawn(distribution, key, starts, was.numel()), scale, decay))
 
 
-def test_a_tensor_is_the_sum_of_its_shards(device, dtype, distribution):
+def test_a_tensor_is_the_sum_of_its_shards(noise, device, dtype, distribution):
     whole = weights(10_000, dtype).to(device)
     shards = whole.clone()
     cuts = [0, 1, 700, 8500, 10_000]
     pieces = [shards[a:b] for a, b in pairwise(cuts)]
-    noise = backend(device)
     noise.add_([whole], [KEY], 0.01, 0.1, distribution)
     noise.add_(pieces, [KEY] * len(pieces), 0.01, 0.1, distribution, starts=cuts[:-1])
     assert_same_bits(shards, whole.cpu())
 
 
 @pytest.mark.parametrize("layout", ["transposed", "sliced", "channels_last"])
-def test_strided_weights_follow_the_order_of_their_shape(device, dtype, layout):
+def test_strided_weights_follow_the_order_of_their_shape(noise, device, dtype, layout):
     base = weights(4 * 6 * 10 * 12, dtype).view(4, 6, 10, 12)
     make = {
         "transposed": lambda t: t.view(24, 120).T,
@@ -107,28 +119,28 @@ def test_strided_weights_follow_the_order_of_their_shape(device, dtype, layout):
     z = reference.gaussian(KEY, 0, before.numel())
 
     strided = make(base.to(device, copy=True))
-    backend(device).add_([strided], [KEY], 0.5, 0.25)
+    noise.add_([strided], [KEY], 0.5, 0.25)
     assert_same_bits(strided, updated(before.contiguous(), z, 0.5, 0.25))
 
-    backend(device).fill_(strided, KEY)
+    noise.fill_(strided, KEY)
     assert_same_bits(strided, torch.from_numpy(z).to(dtype).view(before.shape))
 
 
-def test_infinities_and_nans_stay_and_overflow_is_infinite(device, dtype):
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+def test_infinities_and_nans_stay_and_overflow_is_infinite(noise, device, dtype):
     before = torch.tensor([float("inf"), float("-inf"), float("nan"), 0.0, torch.finfo(dtype).max], dtype=dtype)
     after = before.to(device, copy=True)
     signs = reference.rademacher(KEY, 0, 5)
     scale = float(signs[4]) * (1e5 if dtype == torch.float16 else 3e38)
-    backend(device).add_([after], [KEY], scale, distribution="rademacher")
-    with np.errstate(over="ignore"):
-        expected = updated(before, signs, scale)
+    noise.add_([after], [KEY], scale, distribution="rademacher")
+    expected = updated(before, signs, scale)
     assert expected[4].isinf()
     assert after.cpu()[2].isnan()
     rest = [0, 1, 3, 4]
     assert_same_bits(after.cpu()[rest], expected[rest])
 
 
-def test_scalar_and_empty_tensors(device, distribution):
+def test_scalar_and_empty_tensors(noise, device, distribution):
     scalar, empty = torch.zeros((), device=device), torch.zeros(0, 3, device=device)
-    backend(device).add_([empty, scalar], [KEY, KEY], 1.0, distribution=distribution)
+    noise.add_([empty, scalar], [KEY, KEY], 1.0, distribution=distribution)
     assert scalar.item() == drawn(distribution, KEY, 0, 1)[0]

@@ -1,5 +1,7 @@
 """The CPU backend's own promises: threads, rounding, errors, what it tells autograd."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -121,6 +123,13 @@ def test_tied_weights_are_refused_and_nothing_is_written(noise):
 def test_unknown_device_is_named():
     with pytest.raises(ValueError, match=r"device type 'mps'.*cpu"):
         backend("mps")
+
+
+def test_a_missing_triton_is_named(monkeypatch):
+    monkeypatch.delitem(sys.modules, "justforward.noise.triton", raising=False)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(ValueError, match="pip install triton"):
+        backend("cuda:0")
 
 
 def test_a_kernel_that_differs_from_the_reference_is_refused(monkeypatch):

@@ -27,6 +27,9 @@ class NoiseBackend(Protocol):
     rounded once more to the dtype of the weights, to nearest even. ValueError is raised before anything is written.
     """
 
+    device: str
+    """The type of the devices whose tensors it takes."""
+
     def add_(
         self,
         tensors: Sequence[torch.Tensor],
@@ -72,8 +75,12 @@ BACKENDS: Registry[Callable[[], NoiseBackend]] = Registry(
     "noise backend for device type", entry_points="justforward.noise"
 )
 BACKENDS.lazy("cpu", "justforward.noise.cpu:load")
+BACKENDS.lazy("cuda", "justforward.noise.triton:load")
 
 
 def backend(device: torch.device | str) -> NoiseBackend:
-    """The backend for the type of `device` ("cpu", "cuda:1", ...). Raises ValueError where there is none."""
+    """The backend for the type of `device` ("cpu", "cuda:1", ...): numba on the CPU, Triton on CUDA.
+
+    Raises ValueError where there is none, or where Triton is not installed. There is no silent fallback.
+    """
     return BACKENDS.get(str(device).split(":")[0])()

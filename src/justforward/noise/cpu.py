@@ -42,6 +42,8 @@ class Piece:
 class CpuNoise:
     """`NoiseBackend` for tensors in main memory; `torch.get_num_threads()` bounds its threads."""
 
+    device = "cpu"
+
     def add_(
         self,
         tensors: Sequence[torch.Tensor],

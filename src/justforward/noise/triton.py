@@ -1,0 +1,173 @@
+"""The GPU backend: noise.reference, element for element, as one Triton kernel; one launch per tensor.
+
+Compiled without fused multiply-adds and with the correctly rounded square root, and with bf16 rounded in integers.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from justforward.noise import reference
+from justforward.noise.checks import check_draw, check_perturb, is_binary, mark_written, updates
+
+try:
+    import triton  # pyright: ignore[reportMissingImports]
+    import triton.language as tl  # pyright: ignore[reportMissingImports]
+except ImportError as error:
+    raise ValueError("noise on a GPU needs Triton: pip install triton") from error
+
+# Blocks of 64 counters to one program.
+BLOCKS = 16
+
+LANES = tl.constexpr(reference.LANES)
+GAUSSIAN_BLOCK = tl.constexpr(reference.GAUSSIAN_BLOCK)
+CENTRE = tl.constexpr(reference.SQRT_HALF_BITS)
+CENTRE_31 = tl.constexpr(reference.SQRT_HALF_BITS + (31 << 23))
+MANTISSA = tl.constexpr(reference.MANTISSA_MASK)
+MINUS_2_LN2 = tl.constexpr(float(reference.MINUS_2_LN2))
+LOG = tl.constexpr(tuple(float(c) for c in reference.LOG_COEFFICIENTS))
+COS = tl.constexpr(tuple(float(c) for c in reference.COS_COEFFICIENTS))
+SIN = tl.constexpr(tuple(float(c) for c in reference.SIN_COEFFICIENTS))
+
+
+@triton.jit
+def _box_muller(radius_word, angle_word):
+    v = (radius_word >> 1).to(tl.int32).to(tl.float32) + 0.5
+    shifted = v.to(tl.int32, bitcast=True) - CENTRE_31
+    exponent = (shifted >> 23).to(tl.float32)
+    t = ((shifted & MANTISSA) + CENTRE).to(tl.float32, bitcast=True) - 1.0
+    log = (((((LOG[6] * t + LOG[5]) * t + LOG[4]) * t + LOG[3]) * t + LOG[2]) * t + LOG[1]) * t + LOG[0]
+    r = tl.sqrt_rn(exponent * MINUS_2_LN2 + t * log)
+    q = (angle_word << 2).to(tl.int32, bitcast=True).to(tl.float32) * (1.0 / 4294967296.0)
+    y = q * q
+    c = ((COS[3] * y + COS[2]) * y + COS[1]) * y + COS[0]
+    s = q * (((SIN[3] * y + SIN[2]) * y + SIN[1]) * y + SIN[0])
+    return _flip(r * (c - s), angle_word), _flip(r * (c + s), angle_word << 1)
+
+
+@triton.jit
+def _flip(x, word):
+    return (x.to(tl.uint32, bitcast=True) ^ (word & 0x80000000)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _write(dst, src, at, size, z, keep, scale, FILL: tl.constexpr):
+    inside = (at >= 0) & (at < size)
+    value = z
+    if not FILL:
+        value = tl.load(src + at, mask=inside, other=0.0).to(tl.float32) * keep + scale * z
+    if dst.dtype.element_ty == tl.bfloat16:
+        bits = value.to(tl.uint32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        half = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, (bits >> 16) | 0x40, rounded)
+        tl.store(dst + at, half.to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=inside)
+    else:
+        tl.store(dst + at, value.to(dst.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["size", "start", "key_low", "key_high"])
+def _run(
+    dst, src, size, start, key_low, key_high, keep, scale,
+    FILL: tl.constexpr, BINARY: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """Elements of BLOCKS blocks of 256; a Rademacher block of 8192 is 32 of them under the same words."""
+    begin = tl.zeros([1], tl.int64) + start
+    row = tl.arange(0, BLOCKS * LANES)
+    lane = row % LANES
+    block = begin // GAUSSIAN_BLOCK + tl.program_id(0).to(tl.int64) * BLOCKS + row // LANES
+    index = (block // 32 if BINARY else block) * LANES + lane
+    low, high = index.to(tl.uint32), (index >> 32).to(tl.uint32)
+    zero = low * 0
+    k0 = zero + key_low.to(tl.uint32, bitcast=True)
+    k1 = zero + key_high.to(tl.uint32, bitcast=True)
+    w0, w1, w2, w3 = tl.philox_impl(low, high, zero, zero, k0, k1, 10)
+    if BINARY:
+        bit = (block % 32).to(tl.uint32)
+        z0 = 1.0 - 2.0 * ((w0 >> bit) & 1).to(tl.float32)
+        z1 = 1.0 - 2.0 * ((w1 >> bit) & 1).to(tl.float32)
+        z2 = 1.0 - 2.0 * ((w2 >> bit) & 1).to(tl.float32)
+        z3 = 1.0 - 2.0 * ((w3 >> bit) & 1).to(tl.float32)
+    else:
+        z0, z1 = _box_muller(w0, w1)
+        z2, z3 = _box_muller(w2, w3)
+    at = block * GAUSSIAN_BLOCK + lane - begin
+    _write(dst, src, at, size, z0, keep, scale, FILL)
+    _write(dst, src, at + LANES, size, z1, keep, scale, FILL)
+    _write(dst, src, at + 2 * LANES, size, z2, keep, scale, FILL)
+    _write(dst, src, at + 3 * LANES, size, z3, keep, scale, FILL)
+
+
+class TritonNoise:
+    """`NoiseBackend` for CUDA tensors (and, under Triton's interpreter, for those of `device`)."""
+
+    def __init__(self, device: str = "cuda"):
+        self.device = device
+
+    def add_(
+        self,
+        tensors: Sequence[torch.Tensor],
+        keys: Sequence[int],
+        scale: float | Sequence[float],
+        decay: float | Sequence[float] = 0.0,
+        distribution: str = "gaussian",
+        *,
+        starts: int | Sequence[int] = 0,
+    ) -> None:
+        """See `NoiseBackend.add_`."""
+        binary = is_binary(distribution)
+        for u in updates(self.device, tensors, keys, scale, decay, starts):
+            flat = u.tensor.detach().contiguous()
+            _launch(flat, flat, u.key, u.start, u.scale, u.keep, binary)
+            if not u.tensor.is_contiguous():
+                u.tensor.detach().copy_(flat)
+        mark_written(tensors)
+
+    def fill_(self, tensor: torch.Tensor, key: int, start: int = 0, distribution: str = "gaussian") -> None:
+        """See `NoiseBackend.fill_`."""
+        binary = is_binary(distribution)
+        check_draw(self.device, tensor, key, start)
+        flat = tensor.detach().contiguous()
+        _launch(flat, flat, key, start, 0.0, 1.0, binary, fill=True)
+        if not tensor.is_contiguous():
+            tensor.detach().copy_(flat)
+        mark_written([tensor])
+
+    def perturb(
+        self,
+        out: torch.Tensor,
+        tensor: torch.Tensor,
+        key: int,
+        scale: float,
+        start: int = 0,
+        distribution: str = "gaussian",
+    ) -> None:
+        """See `NoiseBackend.perturb`."""
+        binary = is_binary(distribution)
+        check_perturb(self.device, out, tensor, key, scale, start)
+        _launch(out.detach(), tensor.detach(), key, start, scale, 1.0, binary)
+        mark_written([out])
+
+
+@functools.cache
+def load() -> TritonNoise:
+    """The backend for CUDA tensors."""
+    return TritonNoise()
+
+
+def _launch(
+    dst: torch.Tensor, src: torch.Tensor, key: int, start: int, scale: float, keep: float, binary: bool, fill=False
+) -> None:
+    if dst.numel() == 0:
+        return
+    block = reference.GAUSSIAN_BLOCK
+    blocks = (start + dst.numel() - 1) // block - start // block + 1
+    low, high = np.array([key], dtype="<u8").view("<i4").tolist()
+    with torch.cuda.device(dst.device) if dst.is_cuda else torch.no_grad():
+        _run[(triton.cdiv(blocks, BLOCKS),)](  # pyright: ignore[reportIndexIssue]
+            dst, src, dst.numel(), start, low, high, float(np.float32(keep)), float(np.float32(scale)),
+            FILL=fill, BINARY=binary, BLOCKS=BLOCKS, enable_fp_fusion=False,
+        )  # fmt: skip
