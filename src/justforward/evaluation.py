@@ -138,10 +138,11 @@ class Evaluator:
 
     def _show(self, i: int, sample: Sample, demos: Sequence[Sample], outcome: Outcome) -> None:
         logger.info("sample %d (id %s), %d demonstrations", i, sample.id, len(demos))
-        logger.info("  prompt: %s", self.task.prompt(sample))
+        prompt = self.task.prompt(sample)
+        logger.info("  prompt: %r", prompt)
         if outcome.scores is not None:
             for candidate, score in zip(outcome.candidates or (), outcome.scores, strict=True):
-                logger.info("  %9.4f  %s", score, candidate)
+                logger.info("  %9.4f  %r", score, self.task.verbalize(sample, candidate)[len(prompt) :])
         logger.info("  predicted: %s   correct: %s", outcome.predicted, outcome.correct)
 
 

@@ -126,6 +126,7 @@ class Experiment:
             output = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
         except DivergenceError as error:
             raise SystemExit(f"justforward: {error}") from error
+        trainer.save_state()
         if self.job.save_model:
             trainer.save_model()
         assert trainer.mezo is not None

@@ -36,6 +36,14 @@ class Batch:
     weight: int
 
 
+@dataclass(frozen=True)
+class Measured:
+    """loss: [] float32; correct: [B] bool, or None where nothing is chosen."""
+
+    loss: Tensor
+    correct: Tensor | None = None
+
+
 class Objective(Protocol):
     """What training minimises."""
 
@@ -47,8 +55,8 @@ class Objective(Protocol):
         """Plan the forward passes of a batch."""
         ...
 
-    def loss(self, engine: ScoringEngine, batch: Batch) -> Tensor:
-        """[] float32: the mean loss of the batch."""
+    def measure(self, engine: ScoringEngine, batch: Batch) -> Measured:
+        """The batch's mean loss, and which of its examples are right where that can be told from the scores."""
         ...
 
 
@@ -71,13 +79,12 @@ class Classification:
         """See Objective; the loss averages examples."""
         return Batch(tuple(examples), engine.plan([r for e in examples for r in e.rows]), len(examples))
 
-    def loss(self, engine: ScoringEngine, batch: Batch) -> Tensor:
-        """See the class."""
+    def measure(self, engine: ScoringEngine, batch: Batch) -> Measured:
+        """See the class; an example is right when its label has the highest score."""
         scores = engine.run(batch.plan).means().split([len(e.rows) for e in batch.examples])
-        losses = [
-            torch.logsumexp(s, 0) - s[e.label] for s, e in zip(scores, batch.examples, strict=True)
-        ]
-        return torch.stack(losses).mean()
+        losses = [torch.logsumexp(s, 0) - s[e.label] for s, e in zip(scores, batch.examples, strict=True)]
+        correct = [s.argmax() == e.label for s, e in zip(scores, batch.examples, strict=True)]
+        return Measured(torch.stack(losses).mean(), torch.stack(correct))
 
 
 @OBJECTIVES.register("teacher_forcing")
@@ -99,6 +106,6 @@ class TeacherForcing:
         plan = engine.plan([e.rows[0] for e in examples])
         return Batch(tuple(examples), plan, int(plan.lengths.sum()))
 
-    def loss(self, engine: ScoringEngine, batch: Batch) -> Tensor:
+    def measure(self, engine: ScoringEngine, batch: Batch) -> Measured:
         """See the class."""
-        return -engine.run(batch.plan).token_logprobs.mean()
+        return Measured(-engine.run(batch.plan).token_logprobs.mean())

@@ -12,9 +12,10 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import EvalPrediction, Trainer
 
 from justforward.objectives import Batch, Example, Objective
 from justforward.optim import Estimate, MeZO, NoiseSource
@@ -126,13 +127,13 @@ class ObjectiveMixin(_Base):
 
     def __init__(self, *args: Any, objective: Objective, engine: ScoringEngine, **kwargs: Any):
         self.objective, self.engine = objective, engine
-        super().__init__(*args, data_collator=collate, **kwargs)
+        super().__init__(*args, data_collator=collate, compute_metrics=_accuracy, **kwargs)
         self.model_accepts_loss_kwargs = False
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
         """The objective's loss; the plan is made once and kept with the inputs for the next call."""
-        loss = self.objective.loss(self.engine, self._planned(inputs))
-        return (loss, None) if return_outputs else loss
+        measured = self.objective.measure(self.engine, self._planned(inputs))
+        return (measured.loss, measured.correct) if return_outputs else measured.loss
 
     def batch_weight(self, inputs: dict[str, Any]) -> float:
         """The number of examples or tokens that the objective averages."""
@@ -145,10 +146,11 @@ class ObjectiveMixin(_Base):
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[Tensor, None, None]:
-        """Evaluation of a batch: its loss."""
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Evaluation of a batch: its loss, and which of its examples are right."""
         with torch.no_grad():
-            return self.compute_loss(model, inputs).detach(), None, None
+            loss, correct = self.compute_loss(model, inputs, return_outputs=True)
+        return loss, None if correct is None else correct.float(), inputs["labels"]
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not estimated: what is fed depends on the plan."""
@@ -157,6 +159,10 @@ class ObjectiveMixin(_Base):
 
 class ObjectiveMeZOTrainer(ObjectiveMixin, MeZOMixin, Trainer):
     """MeZO on an objective."""
+
+
+def _accuracy(evaluated: EvalPrediction) -> dict[str, float]:
+    return {"accuracy": float(np.mean(evaluated.predictions))}
 
 
 def collate(examples: Sequence[Example]) -> dict[str, Any]:

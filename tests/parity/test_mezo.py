@@ -47,7 +47,7 @@ def replay(name: str, dtype: torch.dtype = torch.float32):
     estimates = []
     for k in range(len(steps)):
         batch = objective.batch(engine, [examples[i] for i in order[BATCH * k : BATCH * (k + 1)]])
-        estimates.append(optimizer.estimate(lambda batch=batch: objective.loss(engine, batch)))
+        estimates.append(optimizer.estimate(lambda batch=batch: objective.measure(engine, batch).loss))
         optimizer.step()
     return loaded.model, estimates, recorded
 

