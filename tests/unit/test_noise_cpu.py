@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from justforward.noise import backend, cpu, kernels, noise_key
+from justforward.noise import backend, cpu, kernels, noise_key, reference
 
 KEY = noise_key(0, 0, 0, "w")
 
@@ -133,6 +133,6 @@ def test_a_missing_triton_is_named(monkeypatch):
 
 
 def test_a_kernel_that_differs_from_the_reference_is_refused(monkeypatch):
-    monkeypatch.setattr(cpu.reference, "gaussian", lambda key, start, count: np.zeros(count, np.float32))
+    monkeypatch.setattr(reference, "gaussian", lambda key, start, count: np.zeros(count, np.float32))
     with pytest.raises(RuntimeError, match="differs from its definition"):
         cpu.load.__wrapped__()

@@ -5,11 +5,16 @@ from __future__ import annotations
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
+from justforward.noise import reference
 from justforward.noise.reference import DISTRIBUTIONS
+
+if TYPE_CHECKING:
+    from justforward.noise import NoiseBackend
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -87,6 +92,22 @@ def is_binary(distribution: str) -> bool:
 def mark_written(tensors: Sequence[torch.Tensor]) -> None:
     """Tell autograd, which cannot see a kernel's writes, that these tensors have changed."""
     torch.autograd.graph.increment_version([tensor for tensor in tensors if not tensor.is_inference()])
+
+
+def check_definition(noise: NoiseBackend) -> None:
+    """Hold a backend, on this very machine, to the bits of the reference.
+
+    Raises RuntimeError where it differs: a compiler that fuses or reorders, or a stale cache of compiled kernels.
+    """
+    key, start, count = 0x0123456789ABCDEF, 77, 1000
+    drawn = torch.empty(count, device=noise.device)
+    for distribution, expected in (("gaussian", reference.gaussian), ("rademacher", reference.rademacher)):
+        noise.fill_(drawn, key, start, distribution)
+        if not np.array_equal(drawn.cpu().numpy(), expected(key, start, count)):
+            raise RuntimeError(
+                f"the compiled {distribution} noise on {noise.device} differs from its definition: remove the cache of "
+                "compiled kernels (justforward/noise/__pycache__, NUMBA_CACHE_DIR, ~/.triton) and try again"
+            )
 
 
 def _each(value: Any, count: int, name: str) -> list[Any]:

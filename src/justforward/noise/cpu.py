@@ -13,8 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from justforward.noise import kernels, reference
-from justforward.noise.checks import Update, check_draw, check_perturb, is_binary, mark_written, updates
+from justforward.noise import kernels
+from justforward.noise.checks import (
+    Update,
+    check_definition,
+    check_draw,
+    check_perturb,
+    is_binary,
+    mark_written,
+    updates,
+)
 
 KINDS = {torch.float32: kernels.FP32, torch.bfloat16: kernels.BF16, torch.float16: kernels.FP16}
 BITS = {torch.float32: (torch.int32, np.uint32), torch.bfloat16: (torch.int16, np.uint16)}
@@ -94,19 +102,9 @@ class CpuNoise:
 
 @functools.cache
 def load() -> CpuNoise:
-    """The backend, after a check that this machine's compiled code gives the bits of the reference.
-
-    Raises RuntimeError where it does not: a compiler that fuses or reorders, or a stale kernel cache.
-    """
+    """The backend, after a check of its bits; RuntimeError where they are wrong."""
     noise = CpuNoise()
-    drawn = torch.empty(1000)
-    for distribution, expected in (("gaussian", reference.gaussian), ("rademacher", reference.rademacher)):
-        noise.fill_(drawn, 0x0123456789ABCDEF, 77, distribution)
-        if not np.array_equal(drawn.numpy(), expected(0x0123456789ABCDEF, 77, 1000)):
-            raise RuntimeError(
-                f"the compiled {distribution} noise differs from its definition; delete {kernels.__file__}'s "
-                "__pycache__ (or NUMBA_CACHE_DIR) and try again"
-            )
+    check_definition(noise)
     return noise
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from justforward.noise import reference
-from justforward.noise.checks import check_draw, check_perturb, is_binary, mark_written, updates
+from justforward.noise.checks import check_definition, check_draw, check_perturb, is_binary, mark_written, updates
 
 try:
     import triton  # pyright: ignore[reportMissingImports]
@@ -154,8 +154,10 @@ class TritonNoise:
 
 @functools.cache
 def load() -> TritonNoise:
-    """The backend for CUDA tensors."""
-    return TritonNoise()
+    """The backend for CUDA tensors, after a check of its bits; RuntimeError where they are wrong."""
+    noise = TritonNoise()
+    check_definition(noise)
+    return noise
 
 
 def _launch(
