@@ -130,9 +130,7 @@ class Evaluator:
             assert sample.candidates is not None
             best = int(scores.argmax())
             outcomes.append(
-                Outcome(
-                    sample.id, sample.candidates, tuple(scores.tolist()), sample.candidates[best], sample.correct
-                )
+                Outcome(sample.id, sample.candidates, tuple(scores.tolist()), sample.candidates[best], sample.correct)
             )
         return outcomes
 

@@ -50,7 +50,9 @@ def run(parsed: Parsed) -> None:
         experiment.one_set_per_sample(sets)
     else:
         for i, train_set in enumerate(sets):
-            experiment.one_set(train_set, folder=f"trainset{train_set.seed}" if len(sets) > 1 else None, last=i + 1 == len(sets))
+            experiment.one_set(
+                train_set, folder=f"trainset{train_set.seed}" if len(sets) > 1 else None, last=i + 1 == len(sets)
+            )
 
 
 @dataclass

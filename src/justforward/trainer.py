@@ -66,6 +66,7 @@ class MeZOMixin(_Base):
         """A MeZO over the trainable parameters."""
         if self.optimizer is None:
             model = model if model is not None else self.model
+            assert model is not None
             decayed = set(self.get_decay_parameter_names(model))
             named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
             groups = [
@@ -93,7 +94,9 @@ class MeZOMixin(_Base):
 
         def closure() -> Tensor:
             with self.compute_loss_context_manager():
-                return self.compute_loss(model, inputs)
+                loss = self.compute_loss(model, inputs)
+            assert isinstance(loss, Tensor)
+            return loss
 
         estimate = self.mezo.estimate(closure, weight=self.batch_weight(inputs))
         loss = torch.tensor(estimate.loss, device=self.args.device)

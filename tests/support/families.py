@@ -20,7 +20,8 @@ _llama: dict[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
 }
-_plain = {k: v for k, v in _llama.items() if k != "num_key_value_heads"}
+_plain: dict[str, Any] = {k: v for k, v in _llama.items() if k != "num_key_value_heads"}
+_one_key_head: dict[str, Any] = {**_llama, "num_key_value_heads": 1, "head_dim": 8}
 
 CONFIGS: dict[str, Callable[[], hf.PretrainedConfig]] = {
     "opt": lambda: hf.OPTConfig(
@@ -36,7 +37,7 @@ CONFIGS: dict[str, Callable[[], hf.PretrainedConfig]] = {
     "gpt2": lambda: hf.GPT2Config(**_common, n_embd=32, n_layer=2, n_head=4, n_positions=512),
     "gpt_neox": lambda: hf.GPTNeoXConfig(**_plain),
     "qwen2": lambda: hf.Qwen2Config(**_llama),
-    "gemma": lambda: hf.GemmaConfig(**_llama | {"num_key_value_heads": 1}, head_dim=8),
+    "gemma": lambda: hf.GemmaConfig(**_one_key_head),
     "mistral": lambda: hf.MistralConfig(**_llama, sliding_window=64),
     "phi": lambda: hf.PhiConfig(**_plain),
     "mixtral": lambda: hf.MixtralConfig(**_llama, num_local_experts=4),

@@ -66,7 +66,8 @@ def load(
         if auto_device and torch.cuda.device_count() > 1:
             model = AutoModelForCausalLM.from_pretrained(**common, dtype=dtype, device_map="auto")
         else:
-            model = AutoModelForCausalLM.from_pretrained(**common, dtype=dtype).to(device)
+            model = AutoModelForCausalLM.from_pretrained(**common, dtype=dtype)
+            torch.nn.Module.to(model, device)
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"--model_name {name}: {_first_line(error)}") from error
     if "gguf_file" in source:
@@ -78,14 +79,16 @@ def load(
         bos_token_id = OPT_BOS
     positions = getattr(text_config, "max_position_embeddings", None) or max_length
     if positions < max_length:
-        logger.warning("max_length %d is more than the model's %d positions; %d is used", max_length, positions, positions)
+        logger.warning(
+            "max_length %d is more than the model's %d positions; %d is used", max_length, positions, positions
+        )
     return LoadedModel(model.eval(), tokenizer, bos_token_id, min(max_length, positions))
 
 
 def _forget_gguf(model: PreTrainedModel) -> None:
     """Dequantised weights are ordinary weights: without these marks `save_pretrained` writes plain safetensors."""
     if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+        delattr(model.config, "quantization_config")
     for mark, value in (("hf_quantizer", None), ("is_quantized", False), ("quantization_method", None)):
         if hasattr(model, mark):
             setattr(model, mark, value)

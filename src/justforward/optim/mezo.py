@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -85,19 +85,23 @@ class MeZO(torch.optim.Optimizer):
         self.noise = noise if noise is not None else CounterNoise()
         self.max_skipped = max_skipped
         # Kept under one string key of `state`: it is saved, restored and copied like any optimiser's state.
-        self.state["mezo"] = {"step": 0, "seed": int(seed), "skipped": 0, "skipped_in_a_row": 0}
+        cast(Any, self.state)["mezo"] = {"step": 0, "seed": int(seed), "skipped": 0, "skipped_in_a_row": 0}
         self._pending = [0.0, 0.0, 0.0]  # sums of weight * plus, weight * minus, weight
         self.last: Estimate | None = None
 
     @property
+    def _progress(self) -> dict[str, int]:
+        return cast(Any, self.state)["mezo"]
+
+    @property
     def steps_done(self) -> int:
         """Steps taken, skipped ones included: the step number of the next direction."""
-        return self.state["mezo"]["step"]
+        return self._progress["step"]
 
     @property
     def skipped(self) -> int:
         """Steps that were skipped because a loss was not finite."""
-        return self.state["mezo"]["skipped"]
+        return self._progress["skipped"]
 
     @torch.no_grad()
     def estimate(self, closure: Closure, weight: float = 1.0) -> Estimate:
@@ -144,7 +148,7 @@ class MeZO(torch.optim.Optimizer):
         if weight == 0:
             raise RuntimeError("MeZO.step() has no estimate to apply: call estimate(closure) or step(closure)")
         self.last = self._measured(plus / weight, minus / weight)
-        state = self.state["mezo"]
+        state = self._progress
         if math.isfinite(self.last.projected_grad):
             self._apply(self.last)
             state["skipped_in_a_row"] = 0
@@ -175,7 +179,7 @@ class MeZO(torch.optim.Optimizer):
         self._add(scales, decays)
 
     def _skip(self, estimate: Estimate) -> None:
-        state = self.state["mezo"]
+        state = self._progress
         state["skipped"] += 1
         state["skipped_in_a_row"] += 1
         if state["skipped_in_a_row"] >= self.max_skipped:
@@ -195,10 +199,8 @@ class MeZO(torch.optim.Optimizer):
             named.extend((name, p.data) for name, p in zip(group["param_names"], group["params"], strict=True))
             all_scales.extend([scale] * len(group["params"]))
             all_decays.extend([decay] * len(group["params"]))
-        state = self.state["mezo"]
-        self.noise.add_(
-            named, seed=state["seed"], step=state["step"], sample=0, scales=all_scales, decays=all_decays
-        )
+        state = self._progress
+        self.noise.add_(named, seed=state["seed"], step=state["step"], sample=0, scales=all_scales, decays=all_decays)
 
 
 def _trainable(params: Iterable[Any]) -> list[Any]:

@@ -1,17 +1,20 @@
 """Runs a plan on a causal language model: token rows with spans in, log-probabilities out.
 
 Differentiable when gradients are on. What a model cannot take (tree masks, a shared KV cache) is found out on its
-first rows, by comparing with plain rows, and then left alone.
+first rows, by comparing with plain rows, and then left alone. A prefix-tuned model is its base model continuing the
+trained keys and values, which is a KV cache like any other.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,10 +71,14 @@ class ScoringEngine:
         self.token_budget = token_budget or TOKEN_BUDGET.get(self.device.type, TOKEN_BUDGET["cuda"])
         config = model.config.get_text_config()  # type: ignore[union-attr]
         self.window: int | None = getattr(config, "sliding_window", None)
-        accepts = inspect.signature(getattr(model, "get_base_model", lambda: model)().forward).parameters
+        base = getattr(model, "get_base_model", lambda: model)()
+        self.prefix_length = prefix_length(model)
+        self.position_offset = self.prefix_length
+        accepts = inspect.signature(base.forward).parameters
         self.keeps_logits = "logits_to_keep" in accepts
+        self.takes_positions = "position_ids" in accepts
         flash = "flash" in (getattr(config, "_attn_implementation", None) or "")
-        can = short_cuts and "position_ids" in accepts
+        can = short_cuts and self.takes_positions
         # None: allowed by the signature, not yet proven on real rows.
         self.trees: bool | None = None if can and not flash else False
         self.caches: bool | None = None if can and "cache" in accepts else False
@@ -100,10 +107,10 @@ class ScoringEngine:
 
     def run(self, plan: Plan, progress: Callable[[int], None] | None = None) -> Scores:
         """Run a plan; `progress` is told the number of rows' tokens scored after each forward pass."""
-        cache = self._prefill(plan.prefix) if plan.prefix else None
+        cache, cached = self._first_cache(plan.prefix)
         values, order = [], []
         for forward in plan.forwards:
-            values.append(self._forward(forward, cache, len(plan.prefix)))
+            values.append(self._forward(forward, cache, cached))
             order.append(torch.from_numpy(forward.output))
             if progress is not None:
                 progress(len(forward.output))
@@ -112,20 +119,21 @@ class ScoringEngine:
             return Scores(torch.zeros(0, device=self.device), lengths)
         return Scores(torch.cat(values)[torch.argsort(torch.cat(order)).to(self.device)], lengths)
 
-    def _forward(self, forward: Forward, cache: object, prefix_length: int) -> Tensor:
+    def _forward(self, forward: Forward, cache: Any, cached: int) -> Tensor:
         """One pass over [B, N] tokens -> [T] float32 log-probabilities of its scored tokens."""
         input_ids = torch.from_numpy(forward.input_ids).to(self.device)
         keep = torch.from_numpy(forward.keep).to(self.device)
-        arguments: dict = {"input_ids": input_ids, "use_cache": False}
+        arguments: dict = {"input_ids": input_ids, "use_cache": cache is not None}
         if self.keeps_logits:
             arguments["logits_to_keep"] = keep
-        if forward.mask is not None or cache is not None:
-            arguments["position_ids"] = torch.from_numpy(forward.position_ids).to(self.device)
+        if self.takes_positions and (forward.mask is not None or cache is not None):
+            positions = torch.from_numpy(forward.position_ids).to(self.device)
+            arguments["position_ids"] = positions + self.position_offset
         if forward.mask is not None:
-            arguments["attention_mask"] = self._additive(torch.from_numpy(forward.mask), prefix_length)
+            arguments["attention_mask"] = self._additive(torch.from_numpy(forward.mask), cached)
         if cache is not None:
-            arguments |= {"cache": _repeat(cache, len(input_ids)), "use_cache": True}
-        logits = self.model(**arguments).logits
+            arguments["cache"] = _repeat(cache, len(input_ids))
+        logits = self._call(**arguments).logits
         if not self.keeps_logits:
             logits = logits[keep]
         logits = logits.float()  # [K, V]
@@ -133,33 +141,54 @@ class ScoringEngine:
         target = torch.from_numpy(forward.target).to(self.device)
         return logits[source, target] - torch.logsumexp(logits, dim=-1)[source]
 
-    def _prefill(self, prefix: tuple[int, ...]) -> object:
-        ids = torch.tensor([prefix], device=self.device)
-        keep = {"logits_to_keep": 1} if self.keeps_logits else {}
-        return self.model(input_ids=ids, use_cache=True, **keep).cache
+    def _call(self, **arguments: Any) -> Any:
+        # PEFT's own forward of a prefix-tuned model would put its prefix in again.
+        model: Any = self.model.get_base_model() if self.prefix_length else self.model  # type: ignore[operator]
+        return model(**arguments)
 
-    def _additive(self, mask: Tensor, prefix_length: int) -> Tensor:
-        """[B, N, N] bool -> [B, 1, N, prefix + N] additive mask; every token attends to the whole prefix."""
-        dtype = next(p.dtype for p in self.model.parameters() if p.is_floating_point())
-        mask = torch.nn.functional.pad(mask, (prefix_length, 0), value=True).to(self.device)
-        additive = torch.zeros(mask.shape, dtype=dtype, device=self.device)
-        return additive.masked_fill_(~mask, torch.finfo(dtype).min)[:, None]
+    def _first_cache(self, prefix: tuple[int, ...]) -> tuple[Any, int]:
+        """The KV cache, of one row, that all sequences continue, and its length: trained prefix, shared tokens."""
+        cache: Any = self.model.get_prompt(1) if self.prefix_length else None  # type: ignore[operator]
+        if prefix:
+            arguments: dict = {"input_ids": torch.tensor([prefix], device=self.device), "use_cache": True}
+            if self.keeps_logits:
+                arguments["logits_to_keep"] = 1
+            if cache is not None:
+                positions = torch.arange(len(prefix), device=self.device)[None]
+                arguments |= {"cache": cache, "position_ids": positions + self.position_offset}
+            cache = self._call(**arguments).cache
+        return cache, self.prefix_length + len(prefix)
+
+    def _additive(self, mask: Tensor, cached: int) -> Tensor:
+        """[B, N, N] bool -> [B, 1, N, cached + N] additive mask; every token attends to all that is cached."""
+        mask = torch.nn.functional.pad(mask, (cached, 0), value=True).to(self.device)
+        additive = torch.zeros(mask.shape, dtype=self._dtype(), device=self.device)
+        return additive.masked_fill_(~mask, torch.finfo(additive.dtype).min)[:, None]
+
+    def _dtype(self) -> torch.dtype:
+        """The dtype that the model computes in (adapters may be kept in a wider one)."""
+        head = self.model.get_output_embeddings()  # type: ignore[operator]
+        weight = getattr(head, "weight", None)
+        if weight is None or not weight.is_floating_point():
+            weight = next(p for p in self.model.parameters() if p.is_floating_point())
+        return weight.dtype
 
     @torch.no_grad()
     def _prove(self, what: str, rows: Sequence[Row], *, share_prefix: bool, pack_trees: bool) -> bool:
         """Compare a short cut with plain rows on the fewest rows that use it."""
         few = _fewest_rows(rows, pack_trees=pack_trees)
         budget = self.token_budget
-        dtype = next(p.dtype for p in self.model.parameters() if p.is_floating_point())
         with _evaluating(self.model):
             short = make_plan(few, token_budget=budget, share_prefix=share_prefix, pack_trees=pack_trees)
             plain = make_plan(few, token_budget=budget, share_prefix=False, pack_trees=False)
             try:
                 difference = (self.run(short).token_logprobs - self.run(plain).token_logprobs).abs().max().item()
             except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-                logger.warning("%s does not take %s (%s); rows are fed one by one", type(self.model).__name__, what, error)
+                logger.warning(
+                    "%s does not take %s (%s); rows are fed one by one", type(self.model).__name__, what, error
+                )
                 return False
-        if not difference <= CHECK_TOLERANCE.get(dtype, 0.2):
+        if not difference <= CHECK_TOLERANCE.get(self._dtype(), 0.2):
             logger.warning(
                 "%s gives other log-probabilities (by %.2g) with %s; rows are fed one by one",
                 type(self.model).__name__,
@@ -173,17 +202,28 @@ class ScoringEngine:
 def _fewest_rows(rows: Sequence[Row], *, pack_trees: bool) -> list[Row]:
     """Two neighbouring rows that a tree (or else a cache) would share the most of, where there are such."""
     ordered = sorted(rows, key=lambda r: r.tokens[:-1])
-    pairs = list(zip(ordered, ordered[1:], strict=False))
-    plans = (make_plan(pair, token_budget=1 << 30, share_prefix=not pack_trees, pack_trees=pack_trees) for pair in pairs)
-    wanted = (pair for pair, plan in zip(pairs, plans, strict=True) if (plan.has_tree if pack_trees else plan.prefix))
-    return list(next(wanted, (ordered[0], ordered[-1])))
+    for pair in itertools.pairwise(ordered):
+        plan = make_plan(pair, token_budget=1 << 30, share_prefix=not pack_trees, pack_trees=pack_trees)
+        if plan.has_tree if pack_trees else plan.prefix:
+            return list(pair)
+    return [ordered[0], ordered[-1]]
 
 
-def _repeat(cache: object, batch: int) -> object:
+def prefix_length(model: torch.nn.Module) -> int:
+    """Number of trained positions before every row of a prefix-tuned model; 0 for any other."""
+    config = getattr(model, "active_peft_config", None)
+    if config is None or not config.is_prompt_learning:
+        return 0
+    if config.peft_type != "PREFIX_TUNING":
+        raise ValueError(f"PEFT's {config.peft_type} is not supported: use prefix-tuning or LoRA")
+    return config.num_virtual_tokens
+
+
+def _repeat(cache: Any, batch: int) -> Any:
     """A KV cache of one row, repeated for `batch` rows; the given cache stays as it is."""
     repeated = copy.copy(cache)
-    repeated.layers = [copy.copy(layer) for layer in cache.layers]  # type: ignore[attr-defined]
-    repeated.batch_repeat_interleave(batch)  # type: ignore[attr-defined]
+    repeated.layers = [copy.copy(layer) for layer in cache.layers]
+    repeated.batch_repeat_interleave(batch)
     return repeated
 
 

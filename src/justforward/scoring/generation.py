@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import GenerationConfig
 
-from justforward.scoring.engine import TOKEN_BUDGET
+from justforward.scoring.engine import TOKEN_BUDGET, prefix_length
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Generator:
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        model: torch.nn.Module,
+        tokenizer: Any,
         settings: GenerationSettings,
         *,
         token_budget: int | None = None,
@@ -41,16 +43,15 @@ class Generator:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self.device = next(model.parameters()).device
         self.token_budget = token_budget or TOKEN_BUDGET.get(self.device.type, TOKEN_BUDGET["cuda"])
+        self.prefix_length = prefix_length(model)
         stop = tokenizer.encode(settings.eos_token, add_special_tokens=False)
         if not stop:
             raise ValueError(f"--eos_token {settings.eos_token!r} is no token of this model")
         self.stops = [stop[-1]] + ([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])
-        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stops[0]
+        self.pad: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stops[0]
 
     @torch.no_grad()
-    def generate(
-        self, prompts: Sequence[Sequence[int]], progress: Callable[[int], None] | None = None
-    ) -> list[str]:
+    def generate(self, prompts: Sequence[Sequence[int]], progress: Callable[[int], None] | None = None) -> list[str]:
         """One continuation per prompt, stripped, in the order given; `progress` is told each batch's size."""
         texts = [""] * len(prompts)
         for batch in self._batches(prompts):
@@ -78,13 +79,24 @@ class Generator:
         for row, prompt in enumerate(prompts):
             input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
             attention_mask[row, width - len(prompt) :] = 1
-        output = self.model.generate(
-            input_ids=input_ids.to(self.device),
-            attention_mask=attention_mask.to(self.device),
-            generation_config=self._config(),
-        )
-        decoded = self.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+        output = self._continue(input_ids.to(self.device), attention_mask.to(self.device))
+        decoded = self.tokenizer.batch_decode(output, skip_special_tokens=True)
         return [text.strip() for text in decoded]
+
+    def _continue(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """[B, N] prompts -> [B, M] new tokens."""
+        model: Any = self.model
+        arguments: dict = {"generation_config": self._config()}
+        if self.prefix_length:
+            # PEFT's own `generate` drops the trained prefix under transformers 5: hand it over as a filled cache, and
+            # stand in for it with tokens that are counted but never fed.
+            model, peft = model.get_base_model(), model
+            stand_ins = (self.prefix_length, 0)
+            input_ids = torch.nn.functional.pad(input_ids, stand_ins, value=self.pad)
+            attention_mask = torch.nn.functional.pad(attention_mask, stand_ins, value=1)
+            arguments["cache"] = peft.get_prompt(len(input_ids) * self.settings.num_beams)
+        output = model.generate(input_ids=input_ids, attention_mask=attention_mask, **arguments)
+        return output[:, input_ids.shape[1] :]
 
     def _config(self) -> GenerationConfig:
         s = self.settings
