@@ -190,6 +190,24 @@ def _tuning(job: JobArguments) -> list[Rule]:
             f"{'/'.join(chosen)} says how to train, and nothing is trained: give --trainer, or leave it out",
         ),
         (
+            job.load_int8 and job.is_training and not (job.lora or job.prefix_tuning),
+            "--load_int8 weights cannot be trained themselves: train an adapter over them with --lora or "
+            "--prefix_tuning, or leave --load_int8 out",
+        ),
+        (
+            job.load_int8 and job.untie_emb,
+            "--untie_emb makes a head to be trained, and over --load_int8 only adapters are: leave one of them out",
+        ),
+        (
+            job.merge_lora and not (job.lora and job.save_model),
+            "--merge_lora says how LoRA is saved: use it with --lora and --save_model",
+        ),
+        (
+            job.merge_lora and job.load_int8,
+            "--merge_lora would round LoRA's updates to 8 bits: leave out --merge_lora (and merge into 16-bit "
+            "weights later), or --load_int8",
+        ),
+        (
             job.linear_probing and job.trainer == "zo",
             "--linear_probing fits the head by logistic regression, not by MeZO: use it with --trainer regular",
         ),

@@ -172,7 +172,14 @@ class JobArguments:
     prefix_init_by_real_act: bool = _arg(
         TUNING, True, "Start the prefix from the model's activations on random tokens. False: from random numbers."
     )
-    head_tuning: bool = _arg(TUNING, False, "Train the language-model head only.")
+    merge_lora: bool = _arg(
+        TUNING,
+        False,
+        "With save_model: add LoRA's updates to the weights and save the plain model, instead of the adapter.",
+    )
+    head_tuning: bool = _arg(
+        TUNING, False, "Train the language-model head only; it gets weights of its own where it shares the embedding's."
+    )
     linear_probing: bool = _arg(
         TUNING,
         False,

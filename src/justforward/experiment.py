@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from transformers import TrainingArguments, set_seed
 from justforward.arguments import JobArguments, Parsed
 from justforward.evaluation import Evaluator, Outcome
 from justforward.models.loading import LoadedModel, load
+from justforward.models.tuning import TuningSettings, choose, merge_lora, tune
 from justforward.objectives import OBJECTIVES, Objective
 from justforward.optim import DivergenceError
 from justforward.prompts import PromptEncoder
@@ -129,6 +131,9 @@ class Experiment:
         except DivergenceError as error:
             raise SystemExit(f"justforward: {error}") from error
         trainer.save_state()
+        if self.job.merge_lora:
+            # The evaluation that follows runs on the merged weights, which are what is saved.
+            trainer.model = merge_lora(loaded.model)
         if self.job.save_model:
             trainer.save_model()
         assert trainer.mezo is not None
@@ -164,7 +169,22 @@ class Experiment:
             seconds = time.perf_counter() - started
             parameters = self.loaded.model.num_parameters()
             logger.info("loaded %s: %.1f M parameters, %s, %.1f s", job.model_name, parameters / 1e6, dtype, seconds)
+            if job.is_training and not job.linear_probing:
+                set_seed(self.arguments.seed)
+                self.loaded = tune(self.loaded, self._tuning())
         return self.loaded
+
+    def _tuning(self) -> TuningSettings:
+        job = self.job
+        return TuningSettings(
+            method=choose(lora=job.lora, prefix_tuning=job.prefix_tuning, head_tuning=job.head_tuning),
+            untie=job.untie_emb,
+            lora_r=job.lora_r,
+            lora_alpha=job.lora_alpha,
+            num_prefix=job.num_prefix,
+            reparametrise=not job.no_reparam,
+            prefix_from_activations=job.prefix_init_by_real_act,
+        )
 
     def _evaluator(self, loaded: LoadedModel) -> Evaluator:
         job = self.job
@@ -255,11 +275,16 @@ def _advance(bar: tqdm) -> Callable[[int], None]:
     return advance
 
 
+class _AboveProgressBars(logging.Handler):
+    """Writes lines to stderr without breaking a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
 def _log_to_stderr() -> None:
     package = logging.getLogger("justforward")
     if not package.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        package.addHandler(handler)
+        package.addHandler(_AboveProgressBars())
         package.setLevel(logging.INFO)
         package.propagate = False
