@@ -105,12 +105,10 @@ def test_predictions_are_in_evaluation_order_with_scores():
         assert row["predicted"] == row["candidates"][best]
 
 
-def test_verbose_shows_every_sample(caplog, monkeypatch):
-    import logging
-
-    monkeypatch.setattr(logging.getLogger("justforward"), "propagate", True)
-    assert job("SST2", "--num_eval", "6", "--verbose") == 0
-    assert len({message for message in caplog.messages if message.startswith("sample ")}) == 6
+def test_verbose_shows_every_sample_and_else_three_are_shown(capsys):
+    for words, shown in (["--verbose"], 6), ([], 3):
+        assert job("SST2", "--num_eval", "6", *words) == 0
+        assert capsys.readouterr().err.count("predicted:") == shown
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def quadratic(model: torch.nn.Module) -> torch.Tensor:
 
 
 def direction(model: torch.nn.Module, seed: int, step: int) -> dict[str, torch.Tensor]:
-    """z by its definition."""
+    """The direction by its definition."""
     return {
         n: torch.from_numpy(gaussian(noise_key(seed, step, 0, n), 0, p.numel())).reshape(p.shape)
         for n, p in model.named_parameters()
