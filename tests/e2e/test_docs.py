@@ -1,0 +1,141 @@
+"""The documents hold: Python blocks run, commands parse, files and links exist, tables name what there is."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from support.golden import DATA, MODEL
+
+from justforward import tasks
+from justforward.arguments import parse
+from justforward.cli import main
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PROGRAMS = (["python", "run.py"], ["justforward"])
+
+
+def blocks(language):
+    """The fenced blocks of that language: {document and line: code}."""
+    found = {}
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        for block in FENCE.finditer(text):
+            if block.group(1) == language:
+                found[f"{path.name}:{text.count(chr(10), 0, block.start()) + 1}"] = block.group(2)
+    return found
+
+
+PYTHON, SHELL = blocks("python"), blocks("bash")
+
+
+def command_lines(code):
+    """Commands of a shell block as lists of words: comments gone, continued lines joined."""
+    return [words for line in code.replace("\\\n", " ").splitlines() if (words := shlex.split(line, comments=True))]
+
+
+def check_command(words):
+    """Hold one documented command to what it would start; fails for a command that is not known here."""
+    settings = [word for word in words if re.match(r"[A-Z_]+=", word)]
+    words = words[len(settings) :]
+    for program in PROGRAMS:
+        if words[: len(program)] == program:
+            return check_arguments(words[len(program) :])
+    if words[0] == "bash":
+        environment = {"PATH": os.environ["PATH"], "DRY_RUN": "1"} | dict(s.split("=", 1) for s in settings)
+        ran = subprocess.run([*words[:1], ROOT / words[1], *words[2:]], env=environment, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+        return check_arguments(shlex.split(ran.stdout)[2:])
+    assert words[0] == "make", f"the documents show a command that this test does not know: {shlex.join(words)}"
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(words[1:]) <= set(targets)
+    return None
+
+
+def check_arguments(words):
+    """Arguments of run.py are parsed and checked; the folder of data that they name is made where the test runs."""
+    if "--data_dir" in words:
+        Path(words[words.index("--data_dir") + 1]).mkdir(exist_ok=True)
+    parse(words)
+
+
+@pytest.mark.parametrize("place", PYTHON)
+def test_python_block_runs(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(PYTHON[place], place, "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="the scripts are written for bash")
+@pytest.mark.parametrize("place", SHELL)
+def test_commands_are_accepted(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = command_lines(SHELL[place])
+    assert found
+    for words in found:
+        check_command(words)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["make nothing", "python run.py --num_trian 4", "TASK=SST2 bash mezo.sh --zo_eps 0", "TASK=X bash icl.sh", "pip x"],
+)
+def test_a_wrong_command_is_seen(line, tmp_path, monkeypatch):
+    """The check behind the test above."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((AssertionError, ValueError)):
+        check_command(*command_lines(line))
+
+
+def test_result_file_is_as_shown(tmp_path, monkeypatch):
+    """The README's metrics are those of this very job, up to its clock."""
+    (shown,) = [json.loads(code) for code in blocks("json").values()]
+    monkeypatch.chdir(tmp_path)
+    counts = ["--num_train", "24", "--num_dev", "8", "--num_eval", "12", "--train_set_seed", "0", "--max_steps", "4"]
+    job = ["--model_name", MODEL, "--data_dir", DATA, "--trainer", "zo", "--train_as_classification", *counts]
+    quiet = ["--use_cpu", "--disable_tqdm", "--report_to", "none", "--save_strategy", "no"]
+    assert main([*job, *quiet, "--learning_rate", "1e-4", "--result_file", "result.json"]) == 0
+    written = json.loads(Path("result.json").read_text())
+    assert list(written) == list(shown)
+    facts = [name for name in shown if name.startswith("num_") or name in ("train_steps", "train_set_seed")]
+    assert {name: written[name] for name in facts} == {name: shown[name] for name in facts}
+    line = json.loads(Path("result-predictions.jsonl").read_text().splitlines()[0])
+    assert list(line) == ["id", "candidates", "scores", "predicted", "correct"]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_paths_exist(path):
+    text = FENCE.sub("", path.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        linked = path.parent / name if name else path
+        assert linked.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    for name in re.findall(r"`((?:src|tests|docs|examples|bench)/[\w./-]+)`", text):
+        assert (ROOT / name).exists(), name
+
+
+def test_readme_names_every_task():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"^`TASK` is one of (.+)\.$", text, re.MULTILINE)
+    assert sorted(listed.split(", ")) == tasks.names()
+
+
+def test_every_dependency_is_justified():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    names = {re.split(r"[<>=]", requirement)[0] for group in groups for requirement in group}
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| ([^|]+) \|", text.split("## Dependencies")[1].split("\n## ")[0], re.MULTILINE)
+    justified = {name for row in table for name in re.findall(r"[\w-]+", row)}
+    assert names <= justified
