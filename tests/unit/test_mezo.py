@@ -186,6 +186,8 @@ def test_frozen_parameters_and_empty_groups_are_left_out():
         ({"lr": -1.0}, "lr must be at least 0"),
         ({"lr": math.nan}, "lr must be at least 0"),
         ({"weight_decay": -0.1}, "weight_decay must be at least 0"),
+        ({"samples": 0}, "samples must be at least 1"),
+        ({"shaping": "sorted"}, "unknown shaping"),
     ],
 )
 def test_impossible_settings(arguments, message):
@@ -215,3 +217,39 @@ def test_works_with_a_scheduler():
         optimizer.step(lambda: quadratic(model))
         scheduler.step()
     assert rates == pytest.approx([0.1, 0.05, 0.1 / 3])
+
+
+@pytest.mark.parametrize("shaping", ["none", "rank", "zscore"])
+def test_several_samples_average_their_directions(shaping):
+    model = linear()
+    before = copy.deepcopy(model.state_dict())
+    optimizer = MeZO(model.named_parameters(), lr=0.1, eps=1e-2, seed=3, samples=3, shaping=shaping)
+    optimizer.step(lambda: quadratic(model))
+    assert optimizer.last is not None
+    grads = optimizer.last.projected_grads
+    assert len(grads) == 3
+    for name, value in before.items():
+        expected = value.clone()
+        for sample, grad in enumerate(grads):
+            z = torch.from_numpy(gaussian(noise_key(3, 0, sample, name), 0, value.numel())).reshape(value.shape)
+            expected -= 0.1 * grad * z / 3
+        assert torch.allclose(model.state_dict()[name], expected, atol=1e-4)
+    losses = [loss for pair in optimizer.last.losses for loss in pair]
+    shaped = [grad * 2e-2 for grad in grads]
+    if shaping == "rank":
+        ranks = {loss: rank / 5 - 0.5 for rank, loss in enumerate(sorted(losses))}
+        assert shaped == pytest.approx([ranks[plus] - ranks[minus] for plus, minus in optimizer.last.losses])
+    if shaping == "zscore":
+        deviation = torch.tensor(losses, dtype=torch.float64).std(correction=0).item()
+        assert shaped == pytest.approx([(plus - minus) / deviation for plus, minus in optimizer.last.losses])
+
+
+@pytest.mark.parametrize("shaping", ["none", "rank", "zscore"])
+def test_equal_probes_move_nothing_and_are_counted(shaping):
+    model = linear()
+    before = copy.deepcopy(model.state_dict())
+    optimizer = MeZO(model.named_parameters(), lr=0.1, eps=1e-2, samples=2, shaping=shaping)
+    optimizer.step(lambda: 0.25)
+    assert optimizer.zero_steps == 1
+    for name, value in before.items():
+        assert torch.allclose(model.state_dict()[name], value, atol=1e-6)

@@ -161,4 +161,4 @@ def test_a_copy_of_the_optimizer_state_has_no_tensors(tmp_path):
     trainer = train(tmp_path, max_steps=2)
     assert trainer.mezo is not None
     state = copy.deepcopy(trainer.mezo.state_dict())["state"]
-    assert state == {"mezo": {"step": 2, "seed": 42, "skipped": 0, "skipped_in_a_row": 0}}
+    assert state == {"mezo": {"step": 2, "seed": 42, "skipped": 0, "skipped_in_a_row": 0, "zero": 0}}

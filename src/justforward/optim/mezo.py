@@ -23,22 +23,59 @@ from justforward.optim.perturbation import CounterNoise, NoiseSource
 Closure = Callable[[], "Tensor | float"]
 
 
+def _ranks(values: list[float]) -> list[float]:
+    """Centred ranks in [-1/2, 1/2]; equal values share their mean rank."""
+    if not all(math.isfinite(v) for v in values):
+        return [math.nan] * len(values)
+    below = [sum(w < v for w in values) for v in values]
+    equal = [sum(w == v for w in values) for v in values]
+    return [(b + (e - 1) / 2) / (len(values) - 1) - 0.5 for b, e in zip(below, equal, strict=True)]
+
+
+def _zscores(values: list[float]) -> list[float]:
+    """Values less their mean, over their standard deviation; zeros where all are equal."""
+    mean = sum(values) / len(values)
+    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / len(values))
+    return [0.0 if deviation == 0 else (v - mean) / deviation for v in values]
+
+
+SHAPINGS: dict[str, Callable[[list[float]], list[float]]] = {"none": list, "rank": _ranks, "zscore": _zscores}
+
+
 class DivergenceError(RuntimeError):
     """Too many steps in a row had a loss that is not finite."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one pair of probes measured.
+    """What the probes of one step, or of one micro-batch, measured; one entry per direction (`samples` of them).
 
-    loss: mean of the two losses; projected_grad: (plus - minus) / (2 eps), an estimate of z . grad L; plus, minus:
-    the losses at theta + eps z and theta - eps z.
+    losses: (plus, minus) at theta + eps z and theta - eps z; projected_grads: (plus - minus) / (2 eps), after shaping:
+    an estimate of z . grad L.
     """
 
-    loss: float
-    projected_grad: float
-    plus: float
-    minus: float
+    losses: tuple[tuple[float, float], ...]
+    projected_grads: tuple[float, ...]
+
+    @property
+    def loss(self) -> float:
+        """Mean of all losses measured."""
+        return sum(plus + minus for plus, minus in self.losses) / (2 * len(self.losses))
+
+    @property
+    def projected_grad(self) -> float:
+        """That of the first direction."""
+        return self.projected_grads[0]
+
+    @property
+    def plus(self) -> float:
+        """Loss at theta + eps z of the first direction."""
+        return self.losses[0][0]
+
+    @property
+    def minus(self) -> float:
+        """Loss at theta - eps z of the first direction."""
+        return self.losses[0][1]
 
 
 class MeZO(torch.optim.Optimizer):
@@ -52,6 +89,10 @@ class MeZO(torch.optim.Optimizer):
         eps: size of the probe, > 0 (paper: 1e-3 for all parameters, 1e-2 for LoRA, 1e-1 for prefixes).
         weight_decay: decoupled from the estimate: theta <- theta - lr weight_decay theta.
         seed: seed of all directions; with the log of projected gradients it is the whole run.
+        samples: directions per step (n-SPSA): twice as many forward passes, a less noisy step.
+        shaping: how the 2 `samples` losses of a step become numbers to difference: "none"; "rank", their centred ranks
+            in [-1/2, 1/2]; "zscore", in units of their standard deviation. Both make the step independent of the
+            loss's scale, and need another learning rate.
         noise: where z comes from; a `CounterNoise` or anything with its `add_`.
         max_skipped: a step whose loss is not finite is skipped; so many in a row raise DivergenceError.
 
@@ -69,6 +110,8 @@ class MeZO(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         *,
         seed: int = 0,
+        samples: int = 1,
+        shaping: str = "none",
         noise: NoiseSource | None = None,
         max_skipped: int = 20,
     ):
@@ -78,15 +121,26 @@ class MeZO(torch.optim.Optimizer):
             raise ValueError(f"eps must be above 0, got {eps}")
         if not weight_decay >= 0:
             raise ValueError(f"weight_decay must be at least 0, got {weight_decay}")
+        if samples < 1:
+            raise ValueError(f"samples must be at least 1, got {samples}")
+        if shaping not in SHAPINGS:
+            raise ValueError(f"unknown shaping '{shaping}'; known: {', '.join(SHAPINGS)}")
         super().__init__(_trainable(params), {"lr": lr, "eps": eps, "weight_decay": weight_decay})
         for group in self.param_groups:
             if "param_names" not in group:
                 raise ValueError("MeZO needs names, which seed the noise: pass model.named_parameters()")
         self.noise = noise if noise is not None else CounterNoise()
+        self.samples, self.shaping = samples, shaping
         self.max_skipped = max_skipped
         # Kept under one string key of `state`: it is saved, restored and copied like any optimiser's state.
-        cast(Any, self.state)["mezo"] = {"step": 0, "seed": int(seed), "skipped": 0, "skipped_in_a_row": 0}
-        self._pending = [0.0, 0.0, 0.0]  # sums of weight * plus, weight * minus, weight
+        cast(Any, self.state)["mezo"] = {
+            "step": 0,
+            "seed": int(seed),
+            "skipped": 0,
+            "skipped_in_a_row": 0,
+            "zero": 0,
+        }
+        self._clear()
         self.last: Estimate | None = None
 
     @property
@@ -103,6 +157,11 @@ class MeZO(torch.optim.Optimizer):
         """Steps that were skipped because a loss was not finite."""
         return self._progress["skipped"]
 
+    @property
+    def zero_steps(self) -> int:
+        """Steps that moved nothing because both probes of every direction measured the same."""
+        return self._progress["zero"]
+
     @torch.no_grad()
     def estimate(self, closure: Closure, weight: float = 1.0) -> Estimate:
         """Probe the loss on both sides of theta; `step()` will apply the result.
@@ -115,27 +174,30 @@ class MeZO(torch.optim.Optimizer):
         Returns:
             The estimate. Weights are as they were (up to rounding of the probe) also when the closure raises.
         """
+        losses = [value for sample in range(self.samples) for value in self._probe(closure, sample)]
+        # One transfer for all: no host synchronisation stands between the probes.
+        values = torch.stack([torch.as_tensor(loss).detach() for loss in losses]).double().tolist()
+        for i, value in enumerate((*values, 1.0)):
+            self._pending[i] += weight * value
+        return self._measured(values)
+
+    def _probe(self, closure: Closure, sample: int) -> tuple[Tensor | float, Tensor | float]:
         # The groups' eps are one probe: theta + D z with D = diag(eps); the loss difference serves all groups.
-        self._move(+1.0)
-        offset = 1.0
+        offset = 0.0
         try:
+            offset += self._move(1.0, sample)
             plus = closure()
-            self._move(-2.0)
-            offset = -1.0
+            offset += self._move(-2.0, sample)
             minus = closure()
         finally:
-            self._move(-offset)
-        # One transfer for both: no host synchronisation stands between the probes.
-        both = torch.stack([torch.as_tensor(plus).detach(), torch.as_tensor(minus).detach()]).double().tolist()
-        for i, value in enumerate((*both, 1.0)):
-            self._pending[i] += weight * value
-        return self._measured(*both)
+            self._move(-offset, sample)
+        return plus, minus
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> float | None:  # type: ignore[override]
         """Apply the estimates made since the last step (with `closure`, estimate first); return the mean loss.
 
-        Under torch.distributed the estimates of all ranks are averaged first: three numbers per step.
+        Under torch.distributed the estimates of all ranks are averaged first: 2 samples + 1 numbers per step.
 
         Raises:
             RuntimeError: there is nothing to apply.
@@ -143,26 +205,31 @@ class MeZO(torch.optim.Optimizer):
         """
         if closure is not None:
             self.estimate(closure)
-        plus, minus, weight = self._reduced()
-        self._pending = [0.0, 0.0, 0.0]
+        *sums, weight = self._reduced()
+        self._clear()
         if weight == 0:
             raise RuntimeError("MeZO.step() has no estimate to apply: call estimate(closure) or step(closure)")
-        self.last = self._measured(plus / weight, minus / weight)
-        state = self._progress
-        if math.isfinite(self.last.projected_grad):
+        self.last = self._measured([total / weight for total in sums])
+        if all(math.isfinite(g) for g in self.last.projected_grads):
             self._apply(self.last)
-            state["skipped_in_a_row"] = 0
         else:
             self._skip(self.last)
-        state["step"] += 1
+        self._progress["step"] += 1
         return self.last.loss
 
-    def _measured(self, plus: float, minus: float) -> Estimate:
+    def _clear(self) -> None:
+        self._pending = [0.0] * (2 * self.samples + 1)  # sums of weight * loss, per probe, and of weight
+
+    def _measured(self, values: list[float]) -> Estimate:
         eps = self.param_groups[0]["eps"]
-        return Estimate(loss=(plus + minus) / 2, projected_grad=(plus - minus) / (2 * eps), plus=plus, minus=minus)
+        shaped = SHAPINGS[self.shaping](values)
+        return Estimate(
+            losses=tuple(zip(values[::2], values[1::2], strict=True)),
+            projected_grads=tuple((a - b) / (2 * eps) for a, b in zip(shaped[::2], shaped[1::2], strict=True)),
+        )
 
     def _reduced(self) -> list[float]:
-        """Sums of weighted losses and weights, over all ranks where there are several."""
+        """The pending sums, over all ranks where there are several."""
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return self._pending
         device = self.param_groups[0]["params"][0].device
@@ -171,12 +238,16 @@ class MeZO(torch.optim.Optimizer):
         return sums.tolist()
 
     def _apply(self, estimate: Estimate) -> None:
-        scales, decays = [], []
-        for group in self.param_groups:
-            projected_grad = (estimate.plus - estimate.minus) / (2 * group["eps"])
-            scales.append(-float(group["lr"]) * projected_grad)
-            decays.append(float(group["lr"]) * group["weight_decay"])
-        self._add(scales, decays)
+        progress = self._progress
+        progress["skipped_in_a_row"] = 0
+        progress["zero"] += not any(estimate.projected_grads)
+        for sample, projected_grad in enumerate(estimate.projected_grads):
+            scales, decays = [], []
+            for group in self.param_groups:
+                rescaled = projected_grad * self.param_groups[0]["eps"] / group["eps"]
+                scales.append(-float(group["lr"]) * rescaled / self.samples)
+                decays.append(float(group["lr"]) * group["weight_decay"] if sample == 0 else 0.0)
+            self._add(scales, decays, sample)
 
     def _skip(self, estimate: Estimate) -> None:
         state = self._progress
@@ -189,10 +260,11 @@ class MeZO(torch.optim.Optimizer):
                 f"{self.param_groups[0]['lr']:g}) or eps (now {self.param_groups[0]['eps']:g})"
             )
 
-    def _move(self, sign: float) -> None:
-        self._add([sign * group["eps"] for group in self.param_groups], [0.0] * len(self.param_groups))
+    def _move(self, by: float, sample: int) -> float:
+        self._add([by * group["eps"] for group in self.param_groups], [0.0] * len(self.param_groups), sample)
+        return by
 
-    def _add(self, scales: list[float], decays: list[float]) -> None:
+    def _add(self, scales: list[float], decays: list[float], sample: int) -> None:
         """One pass over all parameters: p <- p (1 - decay) + scale z, scale and decay given per group."""
         named, all_scales, all_decays = [], [], []
         for group, scale, decay in zip(self.param_groups, scales, decays, strict=True):
