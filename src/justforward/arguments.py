@@ -88,7 +88,7 @@ class JobArguments:
     )
     load_float16: bool = _arg(MODEL, False, "Weights in float16. With none of the load_ arguments: float32.")
     load_bfloat16: bool = _arg(MODEL, False, "Weights in bfloat16.")
-    load_int8: bool = _arg(MODEL, False, "Weights quantised to 8-bit integers.")
+    load_int8: bool = _arg(MODEL, False, "Layers' weights rounded to 8-bit integers; only adapters train over them.")
     max_length: int = _arg(
         MODEL,
         2048,

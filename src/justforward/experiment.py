@@ -156,10 +156,13 @@ class Experiment:
             job = self.job
             set_seed(self.arguments.seed)
             dtype = torch.float16 if job.load_float16 else torch.bfloat16 if job.load_bfloat16 else torch.float32
+            if job.load_int8 and self.arguments.device.type != "cpu":
+                dtype = torch.bfloat16  # of what is not quantised
             started = time.perf_counter()
             self.loaded = load(
                 job.model_name,
                 dtype=dtype,
+                int8=job.load_int8,
                 max_length=job.max_length,
                 bos_token_id=job.bos_token_id,
                 auto_device=not job.no_auto_device,
@@ -168,7 +171,9 @@ class Experiment:
             )
             seconds = time.perf_counter() - started
             parameters = self.loaded.model.num_parameters()
-            logger.info("loaded %s: %.1f M parameters, %s, %.1f s", job.model_name, parameters / 1e6, dtype, seconds)
+            logger.info(
+                "loaded %s: %.1f M parameters, %s, %.1f s", job.model_name, parameters / 1e6, job.dtype, seconds
+            )
             if job.is_training and not job.linear_probing:
                 set_seed(self.arguments.seed)
                 self.loaded = tune(self.loaded, self._tuning())

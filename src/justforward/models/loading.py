@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TorchAoConfig,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +55,7 @@ def load(
     name: str,
     *,
     dtype: torch.dtype = torch.float32,
+    int8: bool = False,
     max_length: int = 2048,
     bos_token_id: int | None = None,
     auto_device: bool = True,
@@ -55,18 +64,24 @@ def load(
 ) -> LoadedModel:
     """Load a model in `dtype` (weights stream straight into it) and its tokenizer, in evaluation mode.
 
-    With `auto_device` and several GPUs the model is spread over them, else it is put on `device`. Raises ValueError,
-    in one line, for what cannot be found or loaded.
+    With `int8` the layers' matrices are rounded to 8 bits, and `dtype` is that of all else. With `auto_device` and
+    several GPUs the model is spread over them, else it is put on `device`. Raises ValueError, in one line, for what
+    cannot be found or loaded.
     """
     source = find_source(name)
     common = {**source, "trust_remote_code": trust_remote_code}
+    quantized: dict[str, Any] = {}
+    if int8:
+        if "gguf_file" in source:
+            raise ValueError(f"--load_int8: {name} is a GGUF file, quantised already: leave --load_int8 out")
+        quantized = {"quantization_config": int8_config()}
     try:
         config = AutoConfig.from_pretrained(**common)
         tokenizer = AutoTokenizer.from_pretrained(**common)
         if auto_device and torch.cuda.device_count() > 1:
-            model = AutoModelForCausalLM.from_pretrained(**common, dtype=dtype, device_map="auto")
+            model = AutoModelForCausalLM.from_pretrained(**common, **quantized, dtype=dtype, device_map="auto")
         else:
-            model = AutoModelForCausalLM.from_pretrained(**common, dtype=dtype)
+            model = AutoModelForCausalLM.from_pretrained(**common, **quantized, dtype=dtype)
             torch.nn.Module.to(model, device)
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"--model_name {name}: {_first_line(error)}") from error
@@ -83,6 +98,19 @@ def load(
             "max_length %d is more than the model's %d positions; %d is used", max_length, positions, positions
         )
     return LoadedModel(model.eval(), tokenizer, bos_token_id, min(max_length, positions))
+
+
+def int8_config() -> TorchAoConfig:
+    """Weights as 8-bit integers with one scale per output; activations are not rounded.
+
+    Rounded activations (as in LLM.int8) would make the loss a staircase, on which MeZO's small probes measure steps.
+    Raises ValueError where torchao is not installed.
+    """
+    if importlib.util.find_spec("torchao") is None:
+        raise ValueError("--load_int8 needs the package torchao: pip install 'justforward[quant]'")
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    return TorchAoConfig(Int8WeightOnlyConfig(set_inductor_config=False))
 
 
 def _forget_gguf(model: PreTrainedModel) -> None:

@@ -272,7 +272,9 @@ class MeZO(torch.optim.Optimizer):
             all_scales.extend([scale] * len(group["params"]))
             all_decays.extend([decay] * len(group["params"]))
         state = self._progress
-        self.noise.add_(named, seed=state["seed"], step=state["step"], sample=0, scales=all_scales, decays=all_decays)
+        self.noise.add_(
+            named, seed=state["seed"], step=state["step"], sample=sample, scales=all_scales, decays=all_decays
+        )
 
 
 def _trainable(params: Iterable[Any]) -> list[Any]:
