@@ -26,6 +26,7 @@ _AT_LEAST = {
     "bos_token_id": 0,
     "token_budget": 1,
     "zo_max_skipped": 1,
+    "zo_samples": 1,
     "lora_r": 1,
     "lora_alpha": 1,
     "num_prefix": 1,
@@ -152,6 +153,14 @@ def _training(job: JobArguments, given: Mapping[str, Any], *, generation: bool) 
             zo and mixed != "",
             f"--{mixed} is mixed precision for gradients, and --trainer zo has none: use "
             f"--load_{'bfloat16' if mixed == 'bf16' else 'float16'} for 16-bit weights",
+        ),
+        (
+            job.reward is not None and not job.non_diff,
+            "--reward names what to optimise instead of a loss: give --non_diff with it, or leave it out",
+        ),
+        (
+            job.non_diff and job.train_as_classification,
+            "--train_as_classification chooses a loss and --non_diff replaces the loss: leave one of them out",
         ),
         (
             job.non_diff and not zo,

@@ -20,14 +20,15 @@ from justforward.evaluation import Evaluator, Outcome
 from justforward.models.loading import LoadedModel, load
 from justforward.models.tuning import TuningSettings, choose, merge_lora, tune
 from justforward.objectives import OBJECTIVES, Objective
-from justforward.optim import DivergenceError
+from justforward.optim import CounterNoise, DivergenceError
 from justforward.prompts import PromptEncoder
 from justforward.results import result_name, write_json, write_jsonl
+from justforward.rewards import RewardObjective, find_reward
 from justforward.scoring import ScoringEngine
 from justforward.scoring.generation import GenerationSettings, Generator
 from justforward.tasks import Sample, Splits, Task, get_task
 from justforward.tasks.sampling import TrainSet, eval_indices, train_sets
-from justforward.trainer import ObjectiveMeZOTrainer
+from justforward.trainer import ObjectiveMeZOTrainer, ObjectiveTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -111,11 +112,14 @@ class Experiment:
     def _train(
         self, loaded: LoadedModel, evaluator: Evaluator, train: list[Sample], dev: list[Sample], folder: str | None
     ) -> dict[str, Any]:
-        objective = self._objective()
+        objective = self._objective(evaluator)
         arguments = self.arguments
         if folder is not None:
             arguments = self.parsed.training(output_dir=str(Path(arguments.output_dir or ".") / folder))
-        trainer = ObjectiveMeZOTrainer(
+        kind, more = ObjectiveTrainer, {}
+        if self.job.trainer == "zo":
+            kind, more = ObjectiveMeZOTrainer, self._mezo_settings()
+        trainer = kind(
             model=loaded.model,
             args=arguments,
             objective=objective,
@@ -123,8 +127,7 @@ class Experiment:
             train_dataset=[objective.encode(evaluator.encoder, s) for s in train],
             eval_dataset=[objective.encode(evaluator.encoder, s) for s in dev],
             processing_class=loaded.tokenizer,
-            zo_eps=self.job.zo_eps,
-            zo_max_skipped=self.job.zo_max_skipped,
+            **more,
         )
         try:
             output = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
@@ -136,15 +139,28 @@ class Experiment:
             trainer.model = merge_lora(loaded.model)
         if self.job.save_model:
             trainer.save_model()
-        assert trainer.mezo is not None
-        return {
+        facts = {
             "train_steps": output.global_step,
             "train_loss": output.training_loss,
             "train_seconds": round(output.metrics["train_runtime"], 2),
-            "skipped_steps": trainer.mezo.skipped,
+        }
+        if isinstance(trainer, ObjectiveMeZOTrainer) and trainer.mezo is not None:
+            facts |= {"skipped_steps": trainer.mezo.skipped, "zero_steps": trainer.mezo.zero_steps}
+        return facts
+
+    def _mezo_settings(self) -> dict[str, Any]:
+        job = self.job
+        return {
+            "zo_eps": job.zo_eps,
+            "zo_samples": job.zo_samples,
+            "zo_shaping": job.zo_shaping,
+            "zo_max_skipped": job.zo_max_skipped,
+            "noise": CounterNoise(job.zo_distribution),
         }
 
-    def _objective(self) -> Objective:
+    def _objective(self, evaluator: Evaluator) -> Objective:
+        if self.job.non_diff:
+            return RewardObjective(find_reward(self.job.reward, self.task), evaluator.generator)
         if self.job.train_as_classification:
             return OBJECTIVES.get("classification")()
         return OBJECTIVES.get("teacher_forcing")(only_option=self.job.only_train_option)

@@ -21,10 +21,15 @@ from justforward.tasks.base import Sample
 
 @dataclass(frozen=True)
 class Example:
-    """One encoded training sample: its token rows, and which of them is right."""
+    """One encoded training sample: its token rows, and which of them is right.
+
+    `sample` and `prompt` (the token row to continue) are there for objectives that reward outputs.
+    """
 
     rows: tuple[Row, ...]
     label: int
+    sample: Sample | None = None
+    prompt: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ class MeZOMixin(_Base):
 
     Args:
         zo_eps: size of the probe.
+        zo_samples: directions per step.
+        zo_shaping: "none", "rank" or "zscore"; see MeZO.
         zo_max_skipped: so many steps in a row with a loss that is not finite end the training.
         noise: where directions come from; None for counter-based Gaussian noise.
     """
@@ -42,11 +44,19 @@ class MeZOMixin(_Base):
         self,
         *args: Any,
         zo_eps: float = 1e-3,
+        zo_samples: int = 1,
+        zo_shaping: str = "none",
         zo_max_skipped: int = 20,
         noise: NoiseSource | None = None,
         **kwargs: Any,
     ):
-        self.zo_eps, self.zo_max_skipped, self.noise = zo_eps, zo_max_skipped, noise
+        self.mezo_settings: dict[str, Any] = {
+            "eps": zo_eps,
+            "samples": zo_samples,
+            "shaping": zo_shaping,
+            "max_skipped": zo_max_skipped,
+            "noise": noise,
+        }
         self.mezo: MeZO | None = None
         arguments = kwargs.get("args") or (args[1] if len(args) > 1 else None)
         if arguments is not None:
@@ -75,12 +85,7 @@ class MeZOMixin(_Base):
             ]
             # accelerate wraps the optimiser without passing attributes through: keep our own reference.
             self.mezo = self.optimizer = MeZO(
-                groups,
-                lr=self.args.learning_rate,
-                eps=self.zo_eps,
-                seed=self.args.seed,
-                noise=self.noise,
-                max_skipped=self.zo_max_skipped,
+                groups, lr=self.args.learning_rate, seed=self.args.seed, **self.mezo_settings
             )
         return self.optimizer
 
@@ -115,6 +120,7 @@ class MeZOMixin(_Base):
             logs |= {
                 "projected_grad": round(last.projected_grad, 6),
                 "skipped_steps": self.mezo.skipped,
+                "zero_steps": self.mezo.zero_steps,
                 "steps_per_second": round(steps_per_second, 4),
                 "peak_memory_mib": round(peak_memory_mib()),
             }
@@ -158,6 +164,10 @@ class ObjectiveMixin(_Base):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not estimated: what is fed depends on the plan."""
         return 0
+
+
+class ObjectiveTrainer(ObjectiveMixin, Trainer):
+    """Backpropagation on an objective."""
 
 
 class ObjectiveMeZOTrainer(ObjectiveMixin, MeZOMixin, Trainer):

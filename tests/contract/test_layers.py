@@ -16,7 +16,7 @@ LAYERS = [
     {"optim", "prompts", "models"},
     {"scoring"},
     {"objectives", "evaluation"},
-    {"trainer", "probe", "results"},
+    {"trainer", "probe", "results", "rewards"},
     {"trainer_fields", "old_spellings", "argument_parser", "argument_checks", "arguments"},
     {"experiment"},
     {"cli", "__main__"},
