@@ -90,8 +90,7 @@ def tune(loaded: LoadedModel, settings: TuningSettings) -> LoadedModel:
 @TUNERS.register("full")
 def tune_all(loaded: LoadedModel, settings: TuningSettings) -> LoadedModel:
     """Train every weight."""
-    if not all(p.is_floating_point() for p in loaded.model.parameters()):
-        raise ValueError("quantised weights cannot be trained: train an adapter over them (LoRA or a prefix)")
+    _refuse_quantised(loaded.model)
     loaded.model.requires_grad_(True)
     return loaded
 
@@ -99,6 +98,7 @@ def tune_all(loaded: LoadedModel, settings: TuningSettings) -> LoadedModel:
 @TUNERS.register("head")
 def tune_head(loaded: LoadedModel, settings: TuningSettings) -> LoadedModel:
     """Train the language-model head alone. A head that shares the input embedding's weights gets its own first."""
+    _refuse_quantised(loaded.model)
     if untie(loaded.model):
         logger.info("the head shares the input embedding's weights: it gets a copy, so that only the head is trained")
     loaded.model.requires_grad_(False)
@@ -170,7 +170,9 @@ def lora_targets(model: PreTrainedModel) -> tuple[str, ...]:
     candidates = [(known,) if isinstance(known, str) else tuple(known), *((name,) for name in FUSED_PROJECTIONS)]
     for names in candidates:
         if names and found.issuperset(names):
-            logger.info("%s has no separate query and value projections: LoRA goes on %s", _kind(model), names)
+            logger.info(
+                "%s has no separate query and value projections: LoRA goes on %s", _kind(model), ", ".join(names)
+            )
             return names
     looked = ["/".join(pair) for pair in QUERY_AND_VALUE] + list(FUSED_PROJECTIONS)
     raise ValueError(
@@ -214,6 +216,12 @@ def _keys_and_values(model: PreTrainedModel, tokens: torch.Tensor) -> list[tuple
             f"prefix-tuning needs keys and values of one shape in all layers, which {_kind(model)} has not: use LoRA"
         )
     return layers  # type: ignore[return-value]
+
+
+def _refuse_quantised(model: PreTrainedModel) -> None:
+    # Quantised tensors may call themselves floating-point: only the loader's mark tells.
+    if getattr(model, "is_quantized", False):
+        raise ValueError("quantised weights cannot be trained: train an adapter over them (LoRA or a prefix)")
 
 
 def _head(model: PreTrainedModel) -> nn.Linear:
