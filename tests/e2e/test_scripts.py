@@ -1,4 +1,4 @@
-"""icl.sh and mezo.sh: the command that each environment produces, by DRY_RUN=1, and that run.py accepts it."""
+"""The scripts: the command that each environment produces, by DRY_RUN=1, and that run.py accepts it."""
 
 import os
 import shlex
@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 TASKS = ("SST2", "RTE", "CB", "BoolQ", "WSC", "WIC", "MultiRC", "Copa", "ReCoRD", "SQuAD", "DROP")
 SMALL = {"CB", "Copa", "WSC"}
 WITHOUT_CLASSIFICATION = {"Copa", "ReCoRD", "SQuAD", "DROP"}
+AT_A_TIME = {"MultiRC": 2, "ReCoRD": 2, "DROP": 1}
 MODES = {
     "ft": [],
     "prefix": ["--prefix_tuning", "--num_prefix", "5", "--no_reparam", "--prefix_init_by_real_act"],
@@ -30,16 +31,21 @@ def run_script(script, *words, **environment):
     return subprocess.run(["bash", script, *words], cwd=ROOT, env=env, capture_output=True, text=True)
 
 
-def command(usage):
+def command(usage, launcher=("python",)):
     """The run.py arguments that a documented line 'NAME=value ... bash script.sh words' produces."""
     before, after = usage.split("bash ")
     environment = dict(pair.split("=", 1) for pair in before.split())
     script, *words = shlex.split(after)
     ran = run_script(script, *words, DRY_RUN="1", **environment)
     assert (ran.returncode, ran.stderr) == (0, "")
-    program, run_py, *arguments = shlex.split(ran.stdout)
-    assert (program, run_py) == ("python", str(ROOT / "run.py"))
-    return arguments
+    printed = shlex.split(ran.stdout)
+    start = printed.index(str(ROOT / "run.py"))
+    assert printed[:start] == list(launcher)
+    return printed[start + 1 :]
+
+
+def torchrun(gpus):
+    return ["python", *["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(gpus)]]
 
 
 def mezo_arguments(task, mode, *, model, lr, eps):
@@ -54,6 +60,27 @@ def mezo_arguments(task, mode, *, model, lr, eps):
         *["--lr_scheduler_type", "constant", "--per_device_train_batch_size", "16"],
         *["--max_steps", "20000", "--logging_steps", "10"],
         *["--eval_strategy", "steps", "--eval_steps", "4000", "--save_strategy", "steps", "--save_steps", "4000"],
+        *["--save_total_limit", "1", "--load_best_model_at_end"],
+        *MODES[mode],
+        *([] if task in WITHOUT_CLASSIFICATION else ["--train_as_classification"]),
+    ]
+
+
+def finetune_arguments(task, mode, *, model, lr, sharded=False):
+    """What finetune.sh and finetune_fsdp.sh must pass, written out from the documentation."""
+    tag = f"{'fsdp-' if sharded else ''}{mode}-5-8-{lr}-0"
+    fsdp = '{"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "reshard_after_forward": true}'
+    at_a_time = 1 if sharded else AT_A_TIME.get(task, 8)
+    return [
+        *["--model_name", model, "--task_name", task],
+        *["--output_dir", f"result/{task}-{model.split('/')[-1]}-{tag}", "--tag", tag],
+        *["--train_set_seed", "0", "--seed", "0"],
+        *["--num_train", "1000", "--num_dev", "100" if task in SMALL else "500", "--num_eval", "1000"],
+        *["--trainer", "regular"],
+        *(["--no_auto_device", "--fsdp", "--fsdp_config", fsdp] if sharded else []),
+        *["--fp16", "--learning_rate", lr],
+        *["--per_device_train_batch_size", str(at_a_time), "--gradient_accumulation_steps", str(8 // at_a_time)],
+        *["--num_train_epochs", "5", "--logging_steps", "10", "--eval_strategy", "epoch", "--save_strategy", "epoch"],
         *["--save_total_limit", "1", "--load_best_model_at_end"],
         *MODES[mode],
         *([] if task in WITHOUT_CLASSIFICATION else ["--train_as_classification"]),
@@ -82,6 +109,27 @@ def test_mezo(task, mode):
     assert parse(arguments).job.trainer == "zo"
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("task", TASKS)
+def test_finetune(task, mode):
+    arguments = command(f"TASK={task} MODE={mode} bash finetune.sh")
+    assert arguments == finetune_arguments(task, mode, model="facebook/opt-1.3b", lr="1e-5")
+    parsed = parse(arguments)
+    assert parsed.job.trainer == "regular"
+    kwargs = parsed.training_kwargs
+    assert kwargs["per_device_train_batch_size"] * kwargs["gradient_accumulation_steps"] == 8
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("task", TASKS)
+def test_finetune_fsdp(task, mode):
+    arguments = command(f"TASK={task} MODE={mode} NUM_GPU=2 bash finetune_fsdp.sh", torchrun(2))
+    assert arguments == finetune_arguments(task, mode, model="facebook/opt-1.3b", lr="1e-5", sharded=True)
+    parsed = parse(arguments)
+    assert parsed.job.no_auto_device
+    assert parsed.training_kwargs["fsdp"] is True
+
+
 OPT = "facebook/opt-13b"
 NON_DIFF = ["--non_diff", "--evaluation_strategy", "no", "--save_strategy", "no", "--save_model"]
 DOCUMENTED = {
@@ -96,6 +144,9 @@ DOCUMENTED = {
     f"MODEL={OPT} TASK=SST2 MODE=lora LR=5e-5 EPS=1e-2 bash mezo.sh": mezo_arguments(
         "SST2", "lora", model=OPT, lr="5e-5", eps="1e-2"
     ),
+    "MODEL=facebook/opt-1.3b TASK=SST2 MODE=lora LR=1e-4 bash finetune.sh": finetune_arguments(
+        "SST2", "lora", model="facebook/opt-1.3b", lr="1e-4"
+    ),
     f"MODEL={OPT} TASK=SQuAD MODE=prefix LR=1e-2 EPS=1e-1 bash mezo.sh {' '.join(NON_DIFF)}": [
         *mezo_arguments("SQuAD", "prefix", model=OPT, lr="1e-2", eps="1e-1"),
         *NON_DIFF,
@@ -108,6 +159,26 @@ def test_documented_usage(usage):
     arguments = command(usage)
     assert arguments == DOCUMENTED[usage]
     parse(arguments)
+
+
+def test_documented_usage_of_fsdp():
+    arguments = command(f"MODEL={OPT} TASK=SST2 MODE=ft LR=1e-5 NUM_GPU=4 bash finetune_fsdp.sh", torchrun(4))
+    assert arguments == finetune_arguments("SST2", "ft", model=OPT, lr="1e-5", sharded=True)
+
+
+@pytest.mark.parametrize(
+    ("lines", "gpus"), [("GPU 0: H100 (UUID: x)\\nGPU 1: H100 (UUID: y)\\n", 2), ("No devices\\n", 0)]
+)
+def test_fsdp_counts_the_gpus(lines, gpus, tmp_path):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/usr/bin/env bash\nprintf '{lines}'\n")
+    tool.chmod(0o755)
+    ran = run_script("finetune_fsdp.sh", TASK="SST2", DRY_RUN="1", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    if gpus:
+        assert shlex.split(ran.stdout)[:6] == torchrun(gpus)
+    else:
+        assert (ran.returncode, ran.stdout) == (2, "")
+        assert "NUM_GPU is not set and nvidia-smi lists no GPU" in ran.stderr
 
 
 def test_further_arguments_win():
@@ -136,6 +207,28 @@ def test_every_variable_of_mezo():
     assert parse(command("TASK=RTE TAG=mine bash mezo.sh")).training_kwargs["output_dir"] == "result/RTE-opt-1.3b-mine"
 
 
+def test_every_variable_of_finetune():
+    variables = "TASK=RTE MODEL=/m/my-opt/ MODE=lora LR=3e-4 BS=4 EPOCH=2 SEED=7 TRAIN=40 DEV=20 EVAL=60"
+    for script, launcher, prefix in (("finetune", ["python"], ""), ("finetune_fsdp", torchrun(3), "fsdp-")):
+        parsed = parse(command(f"{variables} NUM_GPU=3 bash {script}.sh --no_eval", launcher))
+        job, training = parsed.job, parsed.training_kwargs
+        assert (job.model_name, job.train_set_seed, training["seed"]) == ("/m/my-opt/", 7, 7)
+        assert (job.num_train, job.num_dev, job.num_eval) == (40, 20, 60)
+        assert (job.lora, job.dtype, job.no_eval) == (True, "float32", True)
+        assert job.tag == f"{prefix}lora-2-4-3e-4-7"
+        assert training["output_dir"] == f"result/RTE-my-opt-{prefix}lora-2-4-3e-4-7"
+        assert (training["learning_rate"], training["num_train_epochs"]) == (3e-4, 2)
+        assert training["per_device_train_batch_size"] * training["gradient_accumulation_steps"] == 4
+    small = parse(command("TASK=ReCoRD BS=1 bash finetune.sh")).training_kwargs
+    assert (small["per_device_train_batch_size"], small["gradient_accumulation_steps"]) == (1, 1)
+
+
+def test_a_batch_that_cannot_be_accumulated():
+    ran = run_script("finetune.sh", TASK="MultiRC", BS="5")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == "finetune.sh: error: MultiRC takes 2 samples at a time: BS is a multiple of it, not 5\n"
+
+
 def test_words_reach_run_py_unbroken(tmp_path):
     """Spaces, quotes and shell characters in a value: the printed command and the executed one agree."""
     words = ["--tag", "two words; $HOME 'x' *"]
@@ -147,17 +240,18 @@ def test_words_reach_run_py_unbroken(tmp_path):
     assert shlex.split(ran.stdout) == [str(recorder), *ran.stderr.split("\0")]
 
 
-@pytest.mark.parametrize("script", ["icl.sh", "mezo.sh"])
+@pytest.mark.parametrize("script", ["icl.sh", "mezo.sh", "finetune.sh", "finetune_fsdp.sh"])
 def test_without_a_task(script):
     ran = run_script(script)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr == f"{script}: error: TASK is not set; for example: TASK=SST2 bash {script}\n"
 
 
-def test_unknown_mode():
-    ran = run_script("mezo.sh", TASK="SST2", MODE="head")
+@pytest.mark.parametrize("script", ["mezo.sh", "finetune.sh", "finetune_fsdp.sh"])
+def test_unknown_mode(script):
+    ran = run_script(script, TASK="SST2", MODE="head", NUM_GPU="1")
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr == "mezo.sh: error: MODE is ft, prefix or lora, not 'head'\n"
+    assert ran.stderr == f"{script}: error: MODE is ft, prefix or lora, not 'head'\n"
 
 
 def test_a_mistake_shows_as_run_pys_one_line():
