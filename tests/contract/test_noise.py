@@ -86,6 +86,39 @@ def test_add_fill_and_perturb_are_the_reference(noise, device, dtype, distributi
     assert_same_bits(out, torch.from_numpy(z).to(dtype))
 
 
+def test_perturb_many_is_perturb_of_each(noise, device, distribution):
+    sizes, scales, starts = [300, 1, 70_000, 0, 257], [0.1, -2.0, 1e-3, 1.0, 0.0], [5, 0, 8191, 3, 256]
+    before = [weights(size, DTYPES[i % 3]) for i, size in enumerate(sizes)]
+    keys = [noise_key(0, 0, 0, str(i)) for i in range(len(sizes))]
+    sources = [tensor.to(device, copy=True) for tensor in before]
+    outs = [torch.full_like(tensor, 7.0) for tensor in sources]
+    noise.perturb_many(outs, sources, keys, scales, starts, distribution)
+    for was, source, out, key, scale, start in zip(before, sources, outs, keys, scales, starts, strict=True):
+        assert_same_bits(out, updated(was, drawn(distribution, key, start, was.numel()), scale))
+        assert_same_bits(source, was)
+
+    noise.perturb_many(outs, sources, keys, 0.5, distribution=distribution)
+    assert_same_bits(outs[2], updated(before[2], drawn(distribution, keys[2], 0, sizes[2]), 0.5))
+
+
+@pytest.mark.parametrize("width", [1, 5, 64, 255, 257, 770, 8193])
+def test_perturbed_rows_are_rows_of_the_perturbed_whole(noise, device, dtype, distribution, width):
+    before = weights(50 * width, dtype).view(50, width)
+    whole = torch.empty_like(before, device=device)
+    noise.perturb(whole, before.to(device), KEY, 0.1, distribution=distribution)
+
+    rows = torch.tensor([49, 0, 7, 8, 21])
+    source, out = before.to(device, copy=True), torch.full((5, width), 7.0, dtype=dtype, device=device)
+    noise.perturb_rows(out, source, rows.to(device), KEY, 0.1, distribution)
+    assert_same_bits(out, whole.cpu()[rows])
+    assert_same_bits(source, before)
+
+
+def test_no_rows_draw_nothing(noise, device):
+    none = torch.zeros(0, dtype=torch.int64, device=device)
+    noise.perturb_rows(torch.empty(0, 3, device=device), torch.ones(4, 3, device=device), none, KEY, 1.0)
+
+
 def test_one_launch_takes_every_dtype_with_its_own_numbers(noise, device, distribution):
     sizes, scales, decays, starts = [300, 1, 70_000, 0, 257], [0.1, -2.0, 1e-3, 1.0, 0.0], [0.0, 0.5, 1e-4, 0.1, 1.0], 5
     before = [weights(size, DTYPES[i % 3]) for i, size in enumerate(sizes)]

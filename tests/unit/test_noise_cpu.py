@@ -36,6 +36,18 @@ def test_thread_count_does_not_change_bits(noise, restore_threads, monkeypatch, 
     assert all(torch.equal(a, b) for a, b in zip(*drawn, strict=True))
 
 
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_thread_count_does_not_change_perturbed_rows(noise, restore_threads, monkeypatch, threads):
+    monkeypatch.setattr(cpu, "PIECE", 1000)
+    monkeypatch.setattr(cpu, "ALONE", 0)
+    torch.set_num_threads(threads)
+    table, out = torch.ones(500, 130), torch.empty(100, 130)
+    rows = torch.arange(499, -1, -5)
+    noise.perturb_rows(out, table, rows, KEY, 0.5)
+    noise.add_([table], [KEY], 0.5)
+    assert torch.equal(out, table[rows])
+
+
 def boundary_patterns() -> np.ndarray:
     """Every upper half of an fp32 with the lower halves, and fp16's lower 13 bits, on and around the ties."""
     lower = np.array([0, 1, 0xFFF, 0x1000, 0x1001, 0x1FFF, 0x7FFF, 0x8000, 0x8001, 0xFFFF], dtype=np.uint32)
@@ -106,6 +118,14 @@ def ones(*shape, dtype=torch.float32):
         (lambda n: n.perturb(ones(3, dtype=torch.float16), ones(3), KEY, 1.0), "out must be"),
         (lambda n: n.perturb(ones(3, 2).T, ones(2, 3), KEY, 1.0), "contiguous"),
         (lambda n: n.perturb(ones(3), ones(3), KEY, float("inf")), "scale must be finite"),
+        (lambda n: n.perturb_many([ones(3)], [ones(3)] * 2, [KEY] * 2, 1.0), "outs: 1 and keys: 2 for 2"),
+        (lambda n: n.perturb_many([ones(3)] * 2, [ones(3)] * 2, [KEY] * 2, 1.0), "share their memory"),
+        (lambda n: n.perturb_many([ones(3), ones(4)], [ones(3)] * 2, [KEY] * 2, 1.0), "out must be"),
+        (lambda n: n.perturb_rows(ones(2, 3), ones(4, 3), torch.tensor([0, 4]), KEY, 1.0), "from 0 to 3.*from 0 to 4"),
+        (lambda n: n.perturb_rows(ones(2, 3), ones(4, 3), torch.tensor([-1, 1]), KEY, 1.0), "from 0 to 3.*from -1"),
+        (lambda n: n.perturb_rows(ones(2, 3), ones(4, 3), torch.tensor([0]), KEY, 1.0), "out must be"),
+        (lambda n: n.perturb_rows(ones(1, 3), ones(4, 3), torch.tensor([0.0]), KEY, 1.0), "rows must be int64"),
+        (lambda n: n.perturb_rows(ones(1, 3), ones(3), torch.tensor([0]), KEY, 1.0), "takes a matrix"),
     ],
 )
 def test_mistakes_are_named(noise, call, message):

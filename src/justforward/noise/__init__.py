@@ -21,7 +21,7 @@ __all__ = ["BACKENDS", "DISTRIBUTIONS", "NOISE_VERSION", "NoiseBackend", "backen
 class NoiseBackend(Protocol):
     """Draws of z, made where the weights are and never stored.
 
-    In all three methods: `key` comes from `noise_key`; element i of a tensor (in row-major order of its shape) gets z
+    In all methods: `key` comes from `noise_key`; element i of a tensor (in row-major order of its shape) gets z
     of element `start + i` of that key, so a shard draws its own range; `distribution` is "gaussian" or "rademacher";
     weights are float32, bfloat16 or float16. Products and sums are fp32, each rounded on its own, and the result is
     rounded once more to the dtype of the weights, to nearest even. ValueError is raised before anything is written.
@@ -67,6 +67,34 @@ class NoiseBackend(Protocol):
         """Write tensor + scale * z into `out`: the bits that `add_` would leave in `tensor`, which is only read.
 
         Raises ValueError as `add_` does, and where the two differ in shape or dtype or are not contiguous.
+        """
+        ...
+
+    def perturb_many(
+        self,
+        outs: Sequence[torch.Tensor],
+        tensors: Sequence[torch.Tensor],
+        keys: Sequence[int],
+        scale: float | Sequence[float],
+        starts: int | Sequence[int] = 0,
+        distribution: str = "gaussian",
+    ) -> None:
+        """`perturb` of several tensors in one launch; `scale` and `starts` are one number or one per tensor."""
+        ...
+
+    def perturb_rows(
+        self,
+        out: torch.Tensor,
+        tensor: torch.Tensor,
+        rows: torch.Tensor,
+        key: int,
+        scale: float,
+        distribution: str = "gaussian",
+    ) -> None:
+        """Write the rows that an embedding looks up into `out`: out[u] <- the row rows[u] of `perturb`'s result.
+
+        `tensor` is [R, H], `rows` int64 [U] with values from 0 to R - 1 and `out` [U, H]. Only these rows' z is drawn.
+        Raises ValueError as `perturb` does, and where a row is out of range.
         """
         ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from justforward.noise import NoiseBackend
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,16 @@ class Update:
     start: int
     scale: float
     keep: float
+
+
+class Copy(NamedTuple):
+    """One tensor of a launch: out <- tensor + scale * z(key, start ...)."""
+
+    out: torch.Tensor
+    tensor: torch.Tensor
+    key: int
+    start: int
+    scale: float
 
 
 def updates(
@@ -53,15 +64,51 @@ def updates(
     return result
 
 
-def check_perturb(device: str, out: torch.Tensor, tensor: torch.Tensor, key: int, scale: float, start: int) -> None:
-    """Check the arguments of `NoiseBackend.perturb`."""
-    check_draw(device, tensor, key, start)
-    check_draw(device, out, key, start)
-    if out.shape != tensor.shape or out.dtype != tensor.dtype:
-        raise ValueError(f"out must be {tensor.dtype} of {tuple(tensor.shape)}, is {out.dtype} {tuple(out.shape)}")
-    if not (out.is_contiguous() and tensor.is_contiguous()):
-        raise ValueError("perturb takes contiguous tensors: call .contiguous() first")
+def copies(
+    device: str,
+    outs: Sequence[torch.Tensor],
+    tensors: Sequence[torch.Tensor],
+    keys: Sequence[int],
+    scale: float | Sequence[float],
+    starts: int | Sequence[int],
+) -> list[Copy]:
+    """The arguments of `NoiseBackend.perturb_many`, checked, one record per tensor."""
+    count = len(tensors)
+    if len(outs) != count or len(keys) != count:
+        raise ValueError(f"outs: {len(outs)} and keys: {len(keys)} for {count} tensors")
+    result = list(map(Copy, outs, tensors, keys, _each(starts, count, "starts"), _each(scale, count, "scale")))
+    for out, tensor, key, start, s in result:
+        check_draw(device, tensor, key, start)
+        _check_out(device, out, tensor.shape, tensor)
+        check_finite("scale", s)
+    _check_distinct(outs)
+    return result
+
+
+def check_rows(
+    device: str, out: torch.Tensor, tensor: torch.Tensor, rows: torch.Tensor, key: int, scale: float
+) -> None:
+    """Check the arguments of `NoiseBackend.perturb_rows`."""
+    check_draw(device, tensor, key, 0)
+    if tensor.dim() != 2 or rows.dim() != 1:
+        raise ValueError(f"perturb_rows takes a matrix and a list of rows, got {tensor.dim()} and {rows.dim()} axes")
+    if rows.dtype != torch.int64 or rows.device != tensor.device:
+        raise ValueError(f"rows must be int64 on {tensor.device}, is {rows.dtype} on {rows.device}")
+    _check_out(device, out, (rows.numel(), tensor.shape[1]), tensor)
     check_finite("scale", scale)
+    if rows.numel():
+        low, high = (int(bound) for bound in rows.aminmax())
+        if low < 0 or high >= tensor.shape[0]:
+            raise ValueError(f"rows must be from 0 to {tensor.shape[0] - 1}, are from {low} to {high}")
+
+
+def _check_out(device: str, out: torch.Tensor, shape: Sequence[int], tensor: torch.Tensor) -> None:
+    """Check that a perturbed copy of `tensor`, or rows of it, can be written into `out`."""
+    if out.shape != shape or out.dtype != tensor.dtype or out.device.type != device:
+        is_now = f"{out.dtype} of {tuple(out.shape)} on {out.device}"
+        raise ValueError(f"out must be {tensor.dtype} of {tuple(shape)} on {device}, is {is_now}")
+    if not (out.is_contiguous() and tensor.is_contiguous()):
+        raise ValueError("perturbed copies take contiguous tensors: call .contiguous() first")
 
 
 def check_draw(device: str, tensor: torch.Tensor, key: int, start: int) -> None:
@@ -72,13 +119,15 @@ def check_draw(device: str, tensor: torch.Tensor, key: int, start: int) -> None:
         raise ValueError(f"noise is defined for float32, bfloat16 and float16 weights, got {tensor.dtype}")
     if not 0 <= key < 2**64 or start < 0:
         raise ValueError(f"a key is an integer of 64 bits and a start is not negative, got {key} and {start}")
-    if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+    if not tensor.is_contiguous() and any(
+        stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
+    ):
         raise ValueError(f"a tensor of shape {tuple(tensor.shape)} repeats its memory (expanded?): pass its base")
 
 
 def check_finite(name: str, value: float) -> None:
     """Refuse what fp32 cannot hold."""
-    if not abs(value) <= torch.finfo(torch.float32).max:
+    if not abs(value) <= LARGEST:
         raise ValueError(f"{name} must be finite in float32, got {value}")
 
 

@@ -6,9 +6,9 @@ import functools
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from justforward.noise.checks import (
     Update,
     check_definition,
     check_draw,
-    check_perturb,
+    check_rows,
+    copies,
     is_binary,
     mark_written,
     updates,
@@ -33,18 +34,12 @@ PIECE = 1 << 20
 ALONE = 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A flat run of weights, as bits, and what to do with it: one call of `kernels.run`."""
+class Piece(NamedTuple):
+    """A share of a launch: how many elements it writes, and a kernel with its arguments."""
 
-    dst: np.ndarray
-    src: np.ndarray
-    kind: int
-    fill: bool
-    key: int
-    start: int
-    keep: float
-    scale: float
+    size: int
+    kernel: Callable[..., None]
+    arguments: tuple
 
 
 class CpuNoise:
@@ -66,11 +61,11 @@ class CpuNoise:
         binary = is_binary(distribution)
         todo = updates("cpu", tensors, keys, scale, decay, starts)
         flat = [u for u in todo if u.tensor.is_contiguous()]
-        _launch([piece for u in flat for piece in _update_pieces(u, u.tensor)], binary)
+        _launch([piece for u in flat for piece in _update_pieces(u, u.tensor, binary)])
         for u in todo:
             if not u.tensor.is_contiguous():
                 copy = u.tensor.detach().contiguous()
-                _launch(list(_update_pieces(u, copy)), binary)
+                _launch(list(_update_pieces(u, copy, binary)))
                 u.tensor.detach().copy_(copy)
         mark_written(tensors)
 
@@ -79,7 +74,7 @@ class CpuNoise:
         binary = is_binary(distribution)
         check_draw("cpu", tensor, key, start)
         flat = tensor if tensor.is_contiguous() else torch.empty(tensor.shape, dtype=tensor.dtype)
-        _launch(list(_pieces(flat, flat, key, start, fill=True)), binary)
+        _launch(list(_pieces(flat, flat, key, start, binary, fill=True)))
         if flat is not tensor:
             tensor.detach().copy_(flat)
         mark_written([tensor])
@@ -94,9 +89,36 @@ class CpuNoise:
         distribution: str = "gaussian",
     ) -> None:
         """See `NoiseBackend.perturb`."""
+        self.perturb_many([out], [tensor], [key], scale, start, distribution)
+
+    def perturb_many(
+        self,
+        outs: Sequence[torch.Tensor],
+        tensors: Sequence[torch.Tensor],
+        keys: Sequence[int],
+        scale: float | Sequence[float],
+        starts: int | Sequence[int] = 0,
+        distribution: str = "gaussian",
+    ) -> None:
+        """See `NoiseBackend.perturb_many`."""
         binary = is_binary(distribution)
-        check_perturb("cpu", out, tensor, key, scale, start)
-        _launch(list(_pieces(out, tensor, key, start, scale=scale)), binary)
+        todo = copies("cpu", outs, tensors, keys, scale, starts)
+        _launch([piece for c in todo for piece in _pieces(c.out, c.tensor, c.key, c.start, binary, scale=c.scale)])
+        mark_written(outs)
+
+    def perturb_rows(
+        self,
+        out: torch.Tensor,
+        tensor: torch.Tensor,
+        rows: torch.Tensor,
+        key: int,
+        scale: float,
+        distribution: str = "gaussian",
+    ) -> None:
+        """See `NoiseBackend.perturb_rows`."""
+        binary = is_binary(distribution)
+        check_rows("cpu", out, tensor, rows, key, scale)
+        _launch(list(_row_pieces(out, tensor, rows, key, binary, scale)))
         mark_written([out])
 
 
@@ -108,36 +130,48 @@ def load() -> CpuNoise:
     return noise
 
 
-def _update_pieces(update: Update, memory: torch.Tensor) -> Iterator[Piece]:
-    return _pieces(memory, memory, update.key, update.start, scale=update.scale, keep=update.keep)
+def _update_pieces(update: Update, memory: torch.Tensor, binary: bool) -> Iterator[Piece]:
+    return _pieces(memory, memory, update.key, update.start, binary, scale=update.scale, keep=update.keep)
 
 
 def _pieces(
-    dst: torch.Tensor, src: torch.Tensor, key: int, start: int, *, scale=0.0, keep=1.0, fill=False
+    dst: torch.Tensor, src: torch.Tensor, key: int, start: int, binary: bool, *, scale=0.0, keep=1.0, fill=False
 ) -> Iterator[Piece]:
     to, of, kind = _bits(dst), _bits(src), KINDS[dst.dtype]
+    numbers = np.float32(keep), np.float32(scale)
     for at in range(0, to.size, PIECE):
-        end = at + PIECE
-        yield Piece(to[at:end], of[at:end], kind, fill, key, start + at, keep, scale)
+        end = min(at + PIECE, to.size)
+        here = to[at:end], of[at:end], kind, fill, binary, np.uint64(key), np.uint64(start + at), *numbers
+        yield Piece(end - at, kernels.run, here)
 
 
-def _launch(pieces: list[Piece], binary: bool) -> None:
+def _row_pieces(
+    out: torch.Tensor, tensor: torch.Tensor, rows: torch.Tensor, key: int, binary: bool, scale: float
+) -> Iterator[Piece]:
+    width = tensor.shape[1]
+    to, of = _bits(out).reshape(out.shape), _bits(tensor).reshape(tensor.shape)
+    index = rows.contiguous().numpy()
+    step = max(1, PIECE // max(1, width))
+    for at in range(0, index.size, step):
+        here = index[at : at + step]
+        arguments = to[at : at + step], of, here, KINDS[out.dtype], binary, np.uint64(key), np.float32(scale)
+        yield Piece(here.size * width, kernels.run_rows, arguments)
+
+
+def _launch(pieces: list[Piece]) -> None:
     """Run all pieces, on the caller's thread and, where there is enough to do, on the pool's."""
     todo = deque(pieces)
 
     def work() -> None:
         while True:
             try:
-                p = todo.popleft()
+                piece = todo.popleft()
             except IndexError:
                 return
-            kernels.run(
-                p.dst, p.src, p.kind, p.fill, binary, np.uint64(p.key), np.uint64(p.start),
-                np.float32(p.keep), np.float32(p.scale),
-            )  # fmt: skip
+            piece.kernel(*piece.arguments)
 
     helpers = min(torch.get_num_threads(), len(pieces)) - 1
-    if helpers < 1 or sum(piece.dst.size for piece in pieces) <= ALONE:
+    if helpers < 1 or sum(piece.size for piece in pieces) <= ALONE:
         work()
         return
     pending = [_pool(torch.get_num_threads() - 1).submit(work) for _ in range(helpers)]

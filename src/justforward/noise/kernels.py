@@ -67,6 +67,18 @@ def run(dst, src, kind, fill, binary, key, start, keep, scale):
 
 
 @jit
+def run_rows(dst, src, rows, kind, binary, key, scale):
+    """Rows of one matrix: dst[u] <- round(src[r] + scale * z), with r = rows[u] and z of that row's own elements.
+
+    dst and src are the bits of the weights, two-dimensional; the other arguments are those of `run`.
+    """
+    width = src.shape[1]
+    for u in range(rows.size):
+        r = rows[u]
+        run(dst[u], src[r], kind, False, binary, key, W(r * width), F(1), scale)
+
+
+@jit
 def philox(words, block, key):
     """The 4 x 64 words of one block."""
     base = W(block) * W(LANES)

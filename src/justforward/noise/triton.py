@@ -1,4 +1,4 @@
-"""The GPU backend: noise.reference, element for element, as one Triton kernel; one launch per tensor.
+"""The GPU backend: noise.reference, element for element, as one Triton kernel; one launch of it per tensor.
 
 Compiled without fused multiply-adds and with the correctly rounded square root, and with bf16 rounded in integers.
 """
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from justforward.noise import reference
-from justforward.noise.checks import check_definition, check_draw, check_perturb, is_binary, mark_written, updates
+from justforward.noise.checks import check_definition, check_draw, check_rows, copies, is_binary, mark_written, updates
 
 try:
     import triton  # pyright: ignore[reportMissingImports]
@@ -71,14 +71,23 @@ def _write(dst, src, at, size, z, keep, scale, FILL: tl.constexpr):
 
 @triton.jit(do_not_specialize=["size", "start", "key_low", "key_high"])
 def _run(
-    dst, src, size, start, key_low, key_high, keep, scale,
-    FILL: tl.constexpr, BINARY: tl.constexpr, BLOCKS: tl.constexpr,
+    dst, src, rows, size, start, key_low, key_high, keep, scale,
+    FILL: tl.constexpr, BINARY: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """Elements of BLOCKS blocks of 256; a Rademacher block of 8192 is 32 of them under the same words."""
+    """Elements of BLOCKS blocks of 256; a Rademacher block of 8192 is 32 of them under the same words.
+
+    With ROWS, `size` is the length of a row; the grid's first axis counts the elements of `rows`, its second the
+    blocks of each.
+    """
     begin = tl.zeros([1], tl.int64) + start
+    if ROWS:
+        u = tl.program_id(0).to(tl.int64)
+        begin += tl.load(rows + u) * size
+        src += tl.load(rows + u) * size
+        dst += u * size
     row = tl.arange(0, BLOCKS * LANES)
     lane = row % LANES
-    block = begin // GAUSSIAN_BLOCK + tl.program_id(0).to(tl.int64) * BLOCKS + row // LANES
+    block = begin // GAUSSIAN_BLOCK + tl.program_id(1 if ROWS else 0).to(tl.int64) * BLOCKS + row // LANES
     index = (block // 32 if BINARY else block) * LANES + lane
     low, high = index.to(tl.uint32), (index >> 32).to(tl.uint32)
     zero = low * 0
@@ -146,9 +155,36 @@ class TritonNoise:
         distribution: str = "gaussian",
     ) -> None:
         """See `NoiseBackend.perturb`."""
+        self.perturb_many([out], [tensor], [key], scale, start, distribution)
+
+    def perturb_many(
+        self,
+        outs: Sequence[torch.Tensor],
+        tensors: Sequence[torch.Tensor],
+        keys: Sequence[int],
+        scale: float | Sequence[float],
+        starts: int | Sequence[int] = 0,
+        distribution: str = "gaussian",
+    ) -> None:
+        """See `NoiseBackend.perturb_many`; one launch per tensor."""
         binary = is_binary(distribution)
-        check_perturb(self.device, out, tensor, key, scale, start)
-        _launch(out.detach(), tensor.detach(), key, start, scale, 1.0, binary)
+        for c in copies(self.device, outs, tensors, keys, scale, starts):
+            _launch(c.out.detach(), c.tensor.detach(), c.key, c.start, c.scale, 1.0, binary)
+        mark_written(outs)
+
+    def perturb_rows(
+        self,
+        out: torch.Tensor,
+        tensor: torch.Tensor,
+        rows: torch.Tensor,
+        key: int,
+        scale: float,
+        distribution: str = "gaussian",
+    ) -> None:
+        """See `NoiseBackend.perturb_rows`; the check of the rows waits for the device."""
+        binary = is_binary(distribution)
+        check_rows(self.device, out, tensor, rows, key, scale)
+        _launch(out.detach(), tensor.detach(), key, 0, scale, 1.0, binary, rows=rows.contiguous())
         mark_written([out])
 
 
@@ -161,15 +197,27 @@ def load() -> TritonNoise:
 
 
 def _launch(
-    dst: torch.Tensor, src: torch.Tensor, key: int, start: int, scale: float, keep: float, binary: bool, fill=False
+    dst: torch.Tensor,
+    src: torch.Tensor,
+    key: int,
+    start: int,
+    scale: float,
+    keep: float,
+    binary: bool,
+    *,
+    fill: bool = False,
+    rows: torch.Tensor | None = None,
 ) -> None:
     if dst.numel() == 0:
         return
     block = reference.GAUSSIAN_BLOCK
-    blocks = (start + dst.numel() - 1) // block - start // block + 1
+    size = dst.numel() if rows is None else dst.shape[1]
+    # A row may begin anywhere in a block: room for the worst case.
+    blocks = (start + size - 1) // block - start // block + 1 if rows is None else (size - 2) // block + 2
+    programs = triton.cdiv(blocks, BLOCKS)
     low, high = np.array([key], dtype="<u8").view("<i4").tolist()
     with torch.cuda.device(dst.device) if dst.is_cuda else torch.no_grad():
-        _run[(triton.cdiv(blocks, BLOCKS),)](  # pyright: ignore[reportIndexIssue]
-            dst, src, dst.numel(), start, low, high, float(np.float32(keep)), float(np.float32(scale)),
-            FILL=fill, BINARY=binary, BLOCKS=BLOCKS, enable_fp_fusion=False,
+        _run[(programs,) if rows is None else (rows.numel(), programs)](  # pyright: ignore[reportIndexIssue]
+            dst, src, rows, size, start, low, high, float(np.float32(keep)), float(np.float32(scale)),
+            FILL=fill, BINARY=binary, ROWS=rows is not None, BLOCKS=BLOCKS, enable_fp_fusion=False,
         )  # fmt: skip
