@@ -142,7 +142,14 @@ class JobArguments:
     save_on_interrupt: bool = _arg(
         TRAINING,
         False,
-        "On SIGUSR1 or SIGINT finish the step, save a checkpoint and stop, instead of stopping at once.",
+        "On SIGUSR1 or SIGINT finish the step, save a checkpoint and stop, instead of stopping at once; a second SIGINT "
+        "stops at once. The same command given again continues from there.",
+    )
+    overwrite_output_dir: bool = _arg(
+        TRAINING,
+        False,
+        "Delete the checkpoints in output_dir and start anew. False: continue from the last one if this job made it; "
+        "an error if another job did.",
     )
 
     zo_eps: float = _arg(

@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ from transformers import TrainingArguments, set_seed
 
 from justforward.arguments import JobArguments, Parsed
 from justforward.evaluation import Evaluator, Outcome
+from justforward.interrupts import InterruptedTraining, SaveOnInterrupt
 from justforward.models.loading import LoadedModel, load
 from justforward.models.tuning import TuningSettings, choose, merge_lora, tune
 from justforward.objectives import OBJECTIVES, Objective
 from justforward.optim import CounterNoise, DivergenceError
 from justforward.prompts import PromptEncoder
 from justforward.results import result_name, write_json, write_jsonl
+from justforward.resuming import find_checkpoint, job_record, write_record
 from justforward.rewards import RewardObjective, find_reward
 from justforward.scoring import ScoringEngine
 from justforward.scoring.generation import GenerationSettings, Generator
@@ -51,11 +53,14 @@ def run(parsed: Parsed) -> None:
     experiment = Experiment(parsed, task, splits, arguments)
     if job.train_set_seed is None and job.num_train_sets is None:
         experiment.one_set_per_sample(sets)
-    else:
-        for i, train_set in enumerate(sets):
-            experiment.one_set(
-                train_set, folder=f"trainset{train_set.seed}" if len(sets) > 1 else None, last=i + 1 == len(sets)
-            )
+        return
+    for i, train_set in enumerate(sets):
+        folder = f"trainset{train_set.seed}" if len(sets) > 1 else None
+        try:
+            experiment.one_set(train_set, folder=folder, last=i + 1 == len(sets))
+        except InterruptedTraining as stopped:
+            logger.info("%s; the same command continues from there", stopped)
+            return
 
 
 @dataclass
@@ -99,7 +104,7 @@ class Experiment:
         if job.trainer == "none":
             demonstrations = [train] * len(samples)
         else:
-            facts |= self._train(loaded, evaluator, train, dev or samples, folder)
+            facts |= self._train(loaded, evaluator, train, dev or samples, train_set.seed, folder)
         if not job.no_eval:
             outcomes = self._evaluate(evaluator, samples, demonstrations, "evaluation")
             if dev and job.trainer != "none":
@@ -110,12 +115,19 @@ class Experiment:
             self.loaded = None  # every train set starts from the base model
 
     def _train(
-        self, loaded: LoadedModel, evaluator: Evaluator, train: list[Sample], dev: list[Sample], folder: str | None
+        self,
+        loaded: LoadedModel,
+        evaluator: Evaluator,
+        train: list[Sample],
+        dev: list[Sample],
+        train_set: int,
+        folder: str | None,
     ) -> dict[str, Any]:
         objective = self._objective(evaluator)
         arguments = self.arguments
         if folder is not None:
             arguments = self.parsed.training(output_dir=str(Path(arguments.output_dir or ".") / folder))
+        checkpoint = self._checkpoint(arguments, train_set)
         kind, more = ObjectiveTrainer, {}
         if self.job.trainer == "zo":
             kind, more = ObjectiveMeZOTrainer, self._mezo_settings()
@@ -127,10 +139,11 @@ class Experiment:
             train_dataset=[objective.encode(evaluator.encoder, s) for s in train],
             eval_dataset=[objective.encode(evaluator.encoder, s) for s in dev],
             processing_class=loaded.tokenizer,
+            callbacks=[SaveOnInterrupt()] if self.job.save_on_interrupt else None,
             **more,
         )
         try:
-            output = trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+            output = trainer.train(resume_from_checkpoint=checkpoint)
         except DivergenceError as error:
             raise SystemExit(f"justforward: {error}") from error
         trainer.save_state()
@@ -147,6 +160,18 @@ class Experiment:
         if isinstance(trainer, ObjectiveMeZOTrainer) and trainer.mezo is not None:
             facts |= {"skipped_steps": trainer.mezo.skipped, "zero_steps": trainer.mezo.zero_steps}
         return facts
+
+    def _checkpoint(self, arguments: TrainingArguments, train_set: int) -> str | None:
+        """What to continue from; from here on the output folder says that it is this job's."""
+        folder = Path(arguments.output_dir or ".")
+        record = job_record(asdict(self.job), arguments, train_set=train_set)
+        with arguments.main_process_first():
+            checkpoint = find_checkpoint(
+                folder, record, given=arguments.resume_from_checkpoint, overwrite=self.job.overwrite_output_dir
+            )
+        if arguments.process_index == 0:
+            write_record(folder, record)
+        return checkpoint
 
     def _mezo_settings(self) -> dict[str, Any]:
         job = self.job

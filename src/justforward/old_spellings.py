@@ -42,7 +42,6 @@ TRANSLATED: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
 }
 
 IGNORED = {
-    "overwrite_output_dir": "an existing output folder is always written into",
     "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR for TensorBoard's folder",
     "save_safetensors": "checkpoints are always safetensors",
     "use_mps_device": "an Apple GPU is used where there is one; --use_cpu prevents it",

@@ -25,6 +25,10 @@ _OUR_HELP = {
     "max_steps": "Training steps; overrides num_train_epochs where it is above 0.",
     "warmup_steps": "Steps of linear warm-up; below 1: a share of all steps (the former warmup_ratio).",
     "seed": "Seed of the run: the noise of MeZO, the order of the batches, and new parameters.",
+    "resume_from_checkpoint": (
+        "Folder of a checkpoint to continue from; True: the last one in output_dir, whatever job made it; False: none. "
+        "Not given: the last one in output_dir, if this job made it."
+    ),
     "optim": "The optimizer of trainer regular; trainer zo brings its own.",
 }
 OUR_DEFAULTS = {"output_dir": "result/tmp"}

@@ -51,7 +51,7 @@ def test_takes_the_process_arguments_where_none_are_given(experiment, monkeypatc
 
 
 def test_notes_go_to_stderr(experiment, capsys):
-    assert main(["--overwrite_output_dir", "--logging_dir", "logs"]) == 0
+    assert main(["--use_ipex", "--logging_dir", "logs"]) == 0
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(":")[:2] for line in lines] == [["justforward", " note"]] * 2
     assert len(experiment.asked) == 1

@@ -1,0 +1,107 @@
+"""Which checkpoint a training continues from.
+
+The same command given again continues where it stopped. What a job is, is written into its output folder before it
+trains, so that no job ever continues the checkpoint of another.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from justforward.results import write_json
+
+logger = logging.getLogger(__name__)
+
+RECORD = "justforward_job.json"
+"""In the output folder: the arguments that its checkpoints depend on."""
+
+# Own arguments that do not change the weights. The two on train sets do, and are recorded as the one set drawn.
+_WITHOUT_EFFECT = (
+    *("num_eval", "num_train_sets", "train_set_seed", "sfc", "icl_sfc", "token_budget", "no_eval", "save_on_interrupt"),
+    *("result_file", "tag", "save_model", "merge_lora", "verbose", "no_auto_device", "overwrite_output_dir"),
+)
+# The Trainer's arguments that do.
+_WITH_EFFECT = (
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_steps", "num_train_epochs"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "seed", "data_seed", "fp16", "bf16"),
+    *("weight_decay", "max_grad_norm", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"),
+)
+
+
+def job_record(own: Mapping[str, Any], arguments: TrainingArguments, *, train_set: int) -> dict[str, Any]:
+    """What the weights after each step depend on, by argument, for JSON; train_set is the seed of the set."""
+    own = {name: value for name, value in own.items() if name not in _WITHOUT_EFFECT}
+    trainers = {name: getattr(arguments, name) for name in _WITH_EFFECT}
+    # Enums and other rich values become what JSON would make of them.
+    return json.loads(json.dumps({**own, "train_set": train_set, **trainers}, default=str))
+
+
+def find_checkpoint(folder: Path, record: Mapping[str, Any], *, given: str | None, overwrite: bool) -> str | None:
+    """The checkpoint to continue from, or None to start anew.
+
+    Args:
+        folder: the job's output folder.
+        record: the job (see job_record).
+        given: what the user asked for: a checkpoint's folder, "True" for the last one in `folder` whatever made it,
+            "False" for none; None leaves it to the record.
+        overwrite: delete the folder's checkpoints.
+
+    Raises ValueError, in one line, for checkpoints of another job, and where there is none to continue.
+    """
+    if overwrite:
+        for checkpoint in _checkpoints(folder):
+            shutil.rmtree(checkpoint)
+    if given is not None and given.lower() not in ("true", "false"):
+        if not _is_complete(Path(given)):
+            raise ValueError(f"--resume_from_checkpoint {given}: no such folder, or no complete checkpoint in it")
+        return given
+    found = [str(path) for path in _checkpoints(folder) if _is_complete(path)]
+    last = found[-1] if found else None
+    if given is not None:
+        if given.lower() == "true" and last is None:
+            raise ValueError(f"--resume_from_checkpoint {given}: there is no complete checkpoint in {folder}")
+        return last if given.lower() == "true" else None
+    if last is not None and (differing := _differing(folder, record)):
+        raise ValueError(
+            f"--output_dir {folder} holds checkpoints of another job (it differs in {', '.join(differing)}): give "
+            "another --output_dir, or --overwrite_output_dir to delete them, or --resume_from_checkpoint True to "
+            "continue them all the same"
+        )
+    if last is not None:
+        logger.info("continuing from %s (--overwrite_output_dir starts anew)", last)
+    return last
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Say in the output folder whose checkpoints it will hold."""
+    write_json(folder / RECORD, record)
+
+
+def _differing(folder: Path, record: Mapping[str, Any]) -> list[str]:
+    try:
+        old = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return [f"an unknown way, {RECORD} is missing"]
+    return [name for name in {**old, **record} if old.get(name) != record.get(name)]
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints by their step, complete or not."""
+    found = [p for p in folder.glob("checkpoint-*") if p.is_dir() and p.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")))
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """The Trainer writes its state last: without it, saving was cut short."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
