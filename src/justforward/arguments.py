@@ -142,8 +142,8 @@ class JobArguments:
     save_on_interrupt: bool = _arg(
         TRAINING,
         False,
-        "On SIGUSR1 or SIGINT finish the step, save a checkpoint and stop, instead of stopping at once; a second SIGINT "
-        "stops at once. The same command given again continues from there.",
+        "On SIGUSR1 or SIGINT finish the step, save a checkpoint and stop, instead of stopping at once; a second "
+        "SIGINT stops at once. The same command given again continues from there.",
     )
     overwrite_output_dir: bool = _arg(
         TRAINING,

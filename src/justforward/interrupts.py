@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGUSR1)
 
 
-class InterruptedTraining(Exception):  # noqa: N818
+class InterruptedTraining(Exception):
     """Training has stopped at a signal, and its checkpoint is saved."""
 
 

@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from justforward.models.loading import LoadedModel
+from justforward.models.prefix_mlp import PrefixMLPModel
 from justforward.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -240,4 +241,7 @@ def _with_adapter(model: PreTrainedModel, config: PeftConfig) -> PreTrainedModel
     with warnings.catch_warnings():
         # PEFT 0.21 asks for an attribute that transformers 5.24 has renamed.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        if isinstance(config, PrefixTuningConfig) and config.prefix_projection:
+            config.base_model_name_or_path = model.name_or_path
+            return cast("PreTrainedModel", PrefixMLPModel(model, config).eval())
         return cast("PreTrainedModel", get_peft_model(model, config).eval())
