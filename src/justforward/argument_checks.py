@@ -155,6 +155,10 @@ def _training(job: JobArguments, given: Mapping[str, Any], *, generation: bool) 
             f"--load_{'bfloat16' if mixed == 'bf16' else 'float16'} for 16-bit weights",
         ),
         (
+            job.trainer == "regular" and mixed == "fp16" and job.load_float16 and not (job.lora or job.prefix_tuning),
+            "--fp16 scales gradients of float32 weights, and --load_float16 has none: leave one of them out",
+        ),
+        (
             job.reward is not None and not job.non_diff,
             "--reward names what to optimise instead of a loss: give --non_diff with it, or leave it out",
         ),
@@ -219,6 +223,15 @@ def _tuning(job: JobArguments) -> list[Rule]:
         (
             job.linear_probing and job.trainer == "zo",
             "--linear_probing fits the head by logistic regression, not by MeZO: use it with --trainer regular",
+        ),
+        (
+            job.linear_probing and (job.train_as_classification or not job.only_train_option),
+            "--linear_probing fits the tokens of the right options: leave out --train_as_classification and "
+            "--only_train_option, or give --train_as_classification False --only_train_option True",
+        ),
+        (
+            job.lp_early_stopping and not job.linear_probing,
+            "--lp_early_stopping says when linear probing stops: use it with --linear_probing",
         ),
         (
             job.prefix_tuning and not job.no_reparam and job.prefix_init_by_real_act,

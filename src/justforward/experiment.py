@@ -22,6 +22,7 @@ from justforward.models.loading import LoadedModel, load
 from justforward.models.tuning import TuningSettings, choose, merge_lora, tune
 from justforward.objectives import OBJECTIVES, Objective
 from justforward.optim import CounterNoise, DivergenceError
+from justforward.probe import linear_probe
 from justforward.prompts import PromptEncoder
 from justforward.results import result_name, write_json, write_jsonl
 from justforward.resuming import find_checkpoint, job_record, write_record
@@ -103,6 +104,8 @@ class Experiment:
         demonstrations: list[list[Sample]] | None = None
         if job.trainer == "none":
             demonstrations = [train] * len(samples)
+        elif job.linear_probing:
+            facts |= self._probe(loaded, evaluator, train, folder)
         else:
             facts |= self._train(loaded, evaluator, train, dev or samples, train_set.seed, folder)
         if not job.no_eval:
@@ -113,6 +116,23 @@ class Experiment:
             self._write(path, evaluator, samples, outcomes, facts, started)
         if job.trainer != "none" and not last:
             self.loaded = None  # every train set starts from the base model
+
+    def _probe(
+        self, loaded: LoadedModel, evaluator: Evaluator, train: list[Sample], folder: str | None
+    ) -> dict[str, Any]:
+        """Linear probing in place of training."""
+        started = time.perf_counter()
+        rows = [evaluator.encoder.gold(sample) for sample in train]
+        probe = linear_probe(evaluator.engine, rows, early_stopping=self.job.lp_early_stopping)
+        if self.job.save_model and self.arguments.process_index == 0:
+            target = Path(self.arguments.output_dir or ".") / (folder or "")
+            loaded.model.save_pretrained(target)
+            loaded.tokenizer.save_pretrained(target)
+        return {
+            "train_accuracy": probe.accuracy,
+            "penalty": probe.penalty,
+            "train_seconds": round(time.perf_counter() - started, 2),
+        }
 
     def _train(
         self,

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -180,6 +181,6 @@ def test_a_checkpoint_cut_short_is_passed_over(capsys):
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # PEFT 0.21 under transformers 5.24
 def test_a_prefix_by_an_mlp_serves_inference_as_peft_loads_it():
     assert run([*COMMON, *WAYS["prefix by an MLP"]]) == 0
-    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(MODEL), "out")
+    loaded: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(MODEL), "out")
     assert torch.equal(loaded.prompt_encoder["default"].embedding.weight, weights("out")["prompt_embeddings"])
     assert loaded.get_prompt(1).get_seq_length() == 5

@@ -81,6 +81,10 @@ WRONG = [
     ([*REGULAR, "--head_tuning", "--linear_probing"], "--head_tuning and --linear_probing exclude each other"),
     (["--lora"], "--lora says how to train, and nothing is trained: give --trainer"),
     ([*ZO, "--linear_probing"], "use it with --trainer regular"),
+    ([*REGULAR, "--linear_probing", "--train_as_classification"], "give --train_as_classification False"),
+    ([*REGULAR, "--linear_probing", "--load_int8"], "--load_int8 weights cannot be trained themselves"),
+    ([*REGULAR, "--lp_early_stopping"], "--lp_early_stopping says when linear probing stops"),
+    ([*REGULAR, "--fp16", "--load_float16"], "--fp16 scales gradients of float32 weights"),
     ([*ZO, "--prefix_tuning", "--no_reparam", "False"], "add --prefix_init_by_real_act False"),
     (["--task_name", "SQuAD", "--max_length", "50"], "--max_new_tokens 50 leaves no room for a prompt in --max_length"),
 ]
