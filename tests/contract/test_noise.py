@@ -86,6 +86,118 @@ def test_add_fill_and_perturb_are_the_reference(noise, device, dtype, distributi
     assert_same_bits(out, torch.from_numpy(z).to(dtype))
 
 
+NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+def bits_of(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.cpu().view(torch.int16).numpy().view(np.uint16)
+
+
+def of_bits(bits: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    return torch.from_numpy(bits.view(np.int16)).view(dtype)
+
+
+def summed(value: np.ndarray, z: np.ndarray, scale: float, decay: float) -> np.ndarray:
+    """The update rule in fp32, before the last rounding."""
+    return value * np.float32(1 - decay) + np.float32(scale) * z
+
+
+@pytest.fixture(params=NAMES, ids=str)
+def short(request):
+    """The dtypes that have a rounding to choose."""
+    return request.param
+
+
+def spread(size: int, dtype: torch.dtype) -> torch.Tensor:
+    """Weights of every magnitude from fp16's subnormals to 1."""
+    generator = torch.Generator().manual_seed(size)
+    magnitudes = torch.rand(size, generator=generator) * 27 - 27
+    return (torch.randn(size, generator=generator) * magnitudes.exp2()).to(dtype)
+
+
+@pytest.mark.parametrize("size", [1, 65, 257, 20_003])
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("scale", [1e-7, 1e-3])
+def test_stochastic_rounding_is_the_reference(noise, device, short, distribution, size, start, scale):
+    before = spread(size, short)
+    after = before.to(device, copy=True)
+    noise.add_([after], [KEY], scale, 0.01, distribution, starts=start, rounding="stochastic")
+    values = summed(before.float().numpy(), drawn(distribution, KEY, start, size), scale, 0.01)
+    words = reference.rounding_words(KEY, start, size)
+    assert_same_bits(after, of_bits(reference.round_stochastic(values, words, NAMES[short]), short))
+
+
+@pytest.mark.parametrize("size", [1, 65, 257, 20_003])
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("scale", [1e-7, 1e-3])
+def test_compensated_rounding_is_the_reference(noise, device, short, distribution, size, start, scale):
+    weight = spread(size, short)
+    kept = torch.zeros(size, dtype=torch.int16)
+    after, residuals = weight.to(device, copy=True), kept.to(device, copy=True)
+    for step in range(3):
+        noise.add_(
+            [after],
+            [KEY + step],
+            scale,
+            0.01,
+            distribution,
+            starts=start,
+            rounding="compensated",
+            residuals=[residuals],
+        )
+        values = reference.master(bits_of(weight), kept.numpy(), NAMES[short])
+        values = summed(values, drawn(distribution, KEY + step, start, size), scale, 0.01)
+        bits, left = reference.round_compensated(values, NAMES[short])
+        weight, kept = of_bits(bits, short), torch.from_numpy(left)
+        assert_same_bits(after, weight)
+        assert torch.equal(residuals.cpu(), kept)
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", "compensated"])
+def test_float32_is_rounded_to_nearest_whatever_is_asked(noise, device, rounding):
+    before = [weights(300, torch.float32), weights(300, torch.bfloat16)]
+    plain = [tensor.to(device, copy=True) for tensor in before]
+    noise.add_(plain, [KEY, KEY + 1], 1e-4)
+    other = [tensor.to(device, copy=True) for tensor in before]
+    residuals = [None, torch.zeros(300, dtype=torch.int16, device=device)] if rounding == "compensated" else None
+    noise.add_(other, [KEY, KEY + 1], 1e-4, rounding=rounding, residuals=residuals)
+    assert_same_bits(other[0], plain[0].cpu())
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", "compensated"])
+def test_strided_weights_are_rounded_in_the_order_of_their_shape(noise, device, short, rounding):
+    base = spread(24 * 50, short).view(24, 50)
+    plain, strided = base.T.contiguous().to(device), base.to(device, copy=True).T
+    for weight in (plain, strided):
+        residuals = [torch.zeros(50, 24, dtype=torch.int16, device=device)] if rounding == "compensated" else None
+        noise.add_([weight], [KEY], 1e-3, rounding=rounding, residuals=residuals)
+    assert_same_bits(strided, plain.cpu())
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.parametrize("rounding", ["stochastic", "compensated"])
+def test_every_rounding_overflows_as_nearest_does(noise, device, short, rounding):
+    largest = torch.finfo(short).max
+    before = torch.tensor([float("inf"), float("-inf"), float("nan"), largest, -largest, largest], dtype=short)
+    after, residuals = before.to(device, copy=True), torch.zeros(6, dtype=torch.int16, device=device)
+    # One step above the largest is 2^-8 or 2^-11 of its power of two: a quarter of it stays, three quarters overflow.
+    step = largest * (2**-8 if short == torch.bfloat16 else 2**-11)
+    start = next(s for s in range(100) if (reference.rademacher(KEY, s + 3, 3) == [1, -1, 1]).all())
+    extra = [residuals] if rounding == "compensated" else None
+    noise.add_([after], [KEY], 0.75 * step, distribution="rademacher", starts=start, rounding=rounding, residuals=extra)
+    inf = float("inf")
+    assert after.tolist()[:2] == [inf, -inf]
+    assert after[2].isnan()
+    assert after.tolist()[3:] == [inf, -inf, inf]
+    assert not residuals.any()
+
+    below = before[3:].to(device, copy=True)
+    extra = [residuals[:3]] if rounding == "compensated" else None
+    begin = start + 3
+    noise.add_([below], [KEY], step / 4, 0.0, "rademacher", starts=begin, rounding=rounding, residuals=extra)
+    assert_same_bits(below, before[3:])
+
+
 def test_perturb_many_is_perturb_of_each(noise, device, distribution):
     sizes, scales, starts = [300, 1, 70_000, 0, 257], [0.1, -2.0, 1e-3, 1.0, 0.0], [5, 0, 8191, 3, 256]
     before = [weights(size, DTYPES[i % 3]) for i, size in enumerate(sizes)]

@@ -9,13 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from justforward.noise.reference import DISTRIBUTIONS, NOISE_VERSION, noise_key
+from justforward.noise.reference import DISTRIBUTIONS, NOISE_VERSION, ROUNDING_VERSION, ROUNDINGS, noise_key
 from justforward.registry import Registry
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BACKENDS", "DISTRIBUTIONS", "NOISE_VERSION", "NoiseBackend", "backend", "noise_key"]
+__all__ = [
+    "BACKENDS",
+    "DISTRIBUTIONS",
+    "NOISE_VERSION",
+    "ROUNDINGS",
+    "ROUNDING_VERSION",
+    "NoiseBackend",
+    "backend",
+    "noise_key",
+]
 
 
 class NoiseBackend(Protocol):
@@ -24,7 +33,8 @@ class NoiseBackend(Protocol):
     In all methods: `key` comes from `noise_key`; element i of a tensor (in row-major order of its shape) gets z
     of element `start + i` of that key, so a shard draws its own range; `distribution` is "gaussian" or "rademacher";
     weights are float32, bfloat16 or float16. Products and sums are fp32, each rounded on its own, and the result is
-    rounded once more to the dtype of the weights, to nearest even. ValueError is raised before anything is written.
+    rounded once more to the dtype of the weights, to nearest even unless `add_` is told otherwise. ValueError is raised
+    before anything is written.
     """
 
     device: str
@@ -39,15 +49,25 @@ class NoiseBackend(Protocol):
         distribution: str = "gaussian",
         *,
         starts: int | Sequence[int] = 0,
+        rounding: str = "nearest",
+        residuals: Sequence[torch.Tensor | None] | None = None,
     ) -> None:
         """For every tensor, in one launch: p <- p * (1 - decay) + scale * z.
 
         `scale`, `decay` and `starts` are one number for all tensors or one per tensor. scale and 1 - decay are rounded
         to fp32; decay 0 is a factor of exactly 1. Strided tensors work, through a copy of one tensor at a time.
 
+        `rounding` is for 16-bit weights, whose grid is coarser than most updates; float32 is always rounded to nearest.
+        "nearest": to nearest even. "stochastic": to one of the two neighbours by chance, so that the mean is exact; the
+        random bits are a function of key and element, independent of z. "compensated": to nearest, and what was lost
+        stays in `residuals`, one contiguous int16 tensor of the weight's shape per 16-bit tensor and None per float32
+        one. Weight and residual together are an fp32 master, which is what the update reads and writes: begin with
+        zeros, keep the two together, and zero the residual of a weight that anyone else writes.
+
         Raises:
-            ValueError: a dtype, device, length, key or distribution that does not fit; a scale or decay that is not
-                finite; two tensors on the same memory, or one whose elements overlap.
+            ValueError: a dtype, device, length, key, distribution or rounding that does not fit; a scale or decay that
+                is not finite; two tensors on the same memory, or one whose elements overlap; residuals that are not
+                as above.
         """
         ...
 

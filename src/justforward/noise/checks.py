@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from justforward.noise import reference
-from justforward.noise.reference import DISTRIBUTIONS
+from justforward.noise.reference import DISTRIBUTIONS, ROUNDINGS
 
 if TYPE_CHECKING:
     from justforward.noise import NoiseBackend
@@ -22,13 +22,14 @@ LARGEST = torch.finfo(torch.float32).max
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """One tensor of a launch: p <- p * keep + scale * z(key, start ...)."""
+    """One tensor of a launch: p <- p * keep + scale * z(key, start ...); `residual` is that of a compensated p."""
 
     tensor: torch.Tensor
     key: int
     start: int
     scale: float
     keep: float
+    residual: torch.Tensor | None
 
 
 class Copy(NamedTuple):
@@ -48,18 +49,21 @@ def updates(
     scale: float | Sequence[float],
     decay: float | Sequence[float],
     starts: int | Sequence[int],
+    rounding: str,
+    residuals: Sequence[torch.Tensor | None] | None,
 ) -> list[Update]:
     """The arguments of `NoiseBackend.add_`, checked, one record per tensor."""
     count = len(tensors)
     if len(keys) != count:
         raise ValueError(f"keys: {len(keys)} for {count} tensors")
     scales, decays, begins = _each(scale, count, "scale"), _each(decay, count, "decay"), _each(starts, count, "starts")
+    extras = _residuals(tensors, rounding, residuals)
     result = []
-    for tensor, key, start, s, d in zip(tensors, keys, begins, scales, decays, strict=True):
+    for tensor, key, start, s, d, residual in zip(tensors, keys, begins, scales, decays, extras, strict=True):
         check_draw(device, tensor, key, start)
         check_finite("scale", s)
         check_finite("decay", d)
-        result.append(Update(tensor, key, start, s, 1 - d))
+        result.append(Update(tensor, key, start, s, 1 - d, residual))
     _check_distinct(tensors)
     return result
 
@@ -138,7 +142,7 @@ def is_binary(distribution: str) -> bool:
     return distribution == "rademacher"
 
 
-def mark_written(tensors: Sequence[torch.Tensor]) -> None:
+def mark_written(tensors: Iterable[torch.Tensor]) -> None:
     """Tell autograd, which cannot see a kernel's writes, that these tensors have changed."""
     torch.autograd.graph.increment_version([tensor for tensor in tensors if not tensor.is_inference()])
 
@@ -167,6 +171,33 @@ def _each(value: Any, count: int, name: str) -> list[Any]:
     if len(values) != count:
         raise ValueError(f"{name}: {len(values)} for {count} tensors")
     return values
+
+
+def _residuals(
+    tensors: Sequence[torch.Tensor], rounding: str, residuals: Sequence[torch.Tensor | None] | None
+) -> Sequence[torch.Tensor | None]:
+    """The residual of every tensor, None where it has none."""
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
+    if rounding != "compensated":
+        if residuals is not None:
+            raise ValueError(f"residuals are for rounding='compensated', not {rounding!r}")
+        return [None] * len(tensors)
+    if residuals is None or len(residuals) != len(tensors):
+        number = 0 if residuals is None else len(residuals)
+        raise ValueError(f"residuals: {number} for {len(tensors)} tensors (None for those of float32)")
+    for index, (tensor, residual) in enumerate(zip(tensors, residuals, strict=True)):
+        if (residual is None) != (tensor.dtype == torch.float32):
+            raise ValueError(f"residuals[{index}] must be None for float32 and a tensor for 16 bits: {tensor.dtype}")
+        if residual is not None and not (
+            residual.dtype == torch.int16
+            and residual.shape == tensor.shape
+            and residual.device == tensor.device
+            and residual.is_contiguous()
+        ):
+            raise ValueError(f"residuals[{index}] must be contiguous int16 of {tuple(tensor.shape)} on {tensor.device}")
+    _check_distinct([residual for residual in residuals if residual is not None])
+    return residuals
 
 
 def _check_distinct(tensors: Sequence[torch.Tensor]) -> None:

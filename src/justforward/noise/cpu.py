@@ -28,6 +28,8 @@ from justforward.noise.checks import (
 KINDS = {torch.float32: kernels.FP32, torch.bfloat16: kernels.BF16, torch.float16: kernels.FP16}
 BITS = {torch.float32: (torch.int32, np.uint32), torch.bfloat16: (torch.int16, np.uint16)}
 BITS[torch.float16] = BITS[torch.bfloat16]
+MODES = {"nearest": kernels.NEAREST, "stochastic": kernels.STOCHASTIC, "compensated": kernels.COMPENSATED}
+NONE = np.empty(0, np.int16)
 
 # A piece keeps a core busy for about half a millisecond; a launch below ALONE is not worth waking a thread for.
 PIECE = 1 << 20
@@ -56,25 +58,28 @@ class CpuNoise:
         distribution: str = "gaussian",
         *,
         starts: int | Sequence[int] = 0,
+        rounding: str = "nearest",
+        residuals: Sequence[torch.Tensor | None] | None = None,
     ) -> None:
         """See `NoiseBackend.add_`."""
         binary = is_binary(distribution)
-        todo = updates("cpu", tensors, keys, scale, decay, starts)
+        todo = updates("cpu", tensors, keys, scale, decay, starts, rounding, residuals)
         flat = [u for u in todo if u.tensor.is_contiguous()]
-        _launch([piece for u in flat for piece in _update_pieces(u, u.tensor, binary)])
+        _launch([piece for u in flat for piece in _update_pieces(u, u.tensor, rounding, binary)])
         for u in todo:
             if not u.tensor.is_contiguous():
                 copy = u.tensor.detach().contiguous()
-                _launch(list(_update_pieces(u, copy, binary)))
+                _launch(list(_update_pieces(u, copy, rounding, binary)))
                 u.tensor.detach().copy_(copy)
         mark_written(tensors)
+        mark_written(u.residual for u in todo if u.residual is not None)
 
     def fill_(self, tensor: torch.Tensor, key: int, start: int = 0, distribution: str = "gaussian") -> None:
         """See `NoiseBackend.fill_`."""
         binary = is_binary(distribution)
         check_draw("cpu", tensor, key, start)
         flat = tensor if tensor.is_contiguous() else torch.empty(tensor.shape, dtype=tensor.dtype)
-        _launch(list(_pieces(flat, flat, key, start, binary, fill=True)))
+        _launch(list(_pieces(flat, flat, key, start, binary, mode=kernels.FILL)))
         if flat is not tensor:
             tensor.detach().copy_(flat)
         mark_written([tensor])
@@ -130,19 +135,33 @@ def load() -> CpuNoise:
     return noise
 
 
-def _update_pieces(update: Update, memory: torch.Tensor, binary: bool) -> Iterator[Piece]:
-    return _pieces(memory, memory, update.key, update.start, binary, scale=update.scale, keep=update.keep)
+def _update_pieces(update: Update, memory: torch.Tensor, rounding: str, binary: bool) -> Iterator[Piece]:
+    mode = kernels.NEAREST if memory.dtype == torch.float32 else MODES[rounding]
+    residual = NONE if update.residual is None else update.residual.detach().view(-1).numpy()
+    return _pieces(
+        memory, memory, update.key, update.start, binary,
+        scale=update.scale, keep=update.keep, mode=mode, residual=residual,
+    )  # fmt: skip
 
 
 def _pieces(
-    dst: torch.Tensor, src: torch.Tensor, key: int, start: int, binary: bool, *, scale=0.0, keep=1.0, fill=False
+    dst: torch.Tensor,
+    src: torch.Tensor,
+    key: int,
+    start: int,
+    binary: bool,
+    *,
+    scale: float = 0.0,
+    keep: float = 1.0,
+    mode: int = kernels.NEAREST,
+    residual: np.ndarray = NONE,
 ) -> Iterator[Piece]:
     to, of, kind = _bits(dst), _bits(src), KINDS[dst.dtype]
     numbers = np.float32(keep), np.float32(scale)
     for at in range(0, to.size, PIECE):
         end = min(at + PIECE, to.size)
-        here = to[at:end], of[at:end], kind, fill, binary, np.uint64(key), np.uint64(start + at), *numbers
-        yield Piece(end - at, kernels.run, here)
+        here = to[at:end], of[at:end], residual[at:end], kind, mode, binary
+        yield Piece(end - at, kernels.run, (*here, np.uint64(key), np.uint64(start + at), *numbers))
 
 
 def _row_pieces(

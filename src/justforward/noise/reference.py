@@ -11,6 +11,9 @@ element is -1 where bit s (0 is the lowest) of that word is set, else +1.
 
 The normals come from Box-Muller in fp32, in nothing but +, *, sqrt, integer-to-float conversion and shifts, each
 rounded to nearest even on its own: no fused multiply-add and no libm, so all devices can agree on every bit.
+
+Updates of 16-bit weights are smaller than the step of their grid, and rounding to nearest loses them. Two roundings do
+not: a stochastic one, unbiased, and a compensated one, which keeps beside the weight what was lost (below).
 """
 
 from __future__ import annotations
@@ -23,10 +26,17 @@ import numpy as np
 # Changes whenever any bit of any draw changes; the trajectory log records it.
 NOISE_VERSION = "philox4x32-10/box-muller/1"
 
+# The same for the stochastic and the compensated rounding.
+ROUNDING_VERSION = "stochastic/compensated-int16/1"
+
 LANES = 64
 GAUSSIAN_BLOCK = 4 * LANES
 RADEMACHER_BLOCK = 32 * GAUSSIAN_BLOCK
 DISTRIBUTIONS = ("gaussian", "rademacher")
+ROUNDINGS = ("nearest", "stochastic", "compensated")
+
+# The third word of the counter: what the words are for.
+Z_DOMAIN, ROUNDING_DOMAIN = 0, 1
 
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -55,6 +65,9 @@ COS_COEFFICIENTS = tuple(
 SIN_COEFFICIENTS = tuple(
     np.float32(c) for c in (1.1107207536697388, -0.45676514506340027, 0.05634243041276932, -0.003254230599850416)
 )
+
+# fp32 bits of fp16's smallest normal number, and what its exponent's bias differs by.
+FP16_NORMAL, FP16_BIAS = np.uint32(0x38800000), np.uint32(112 << 23)
 
 
 def noise_key(seed: int, step: int, sample: int, name: str) -> int:
@@ -113,12 +126,106 @@ def rademacher(key: int, start: int, count: int) -> np.ndarray:
     return np.float32(1) - np.float32(2) * bits.reshape(-1)[offset : offset + count].astype(np.float32)
 
 
-def _block_words(key: int, first: int, stop: int) -> np.ndarray:
+def rounding_words(key: int, start: int, count: int) -> np.ndarray:
+    """What `round_stochastic` takes: a uint32 for each of the elements start .. start + count - 1, shape (count,).
+
+    Blocks, words and lanes are those of the Gaussian; the third word of the counter is 1, so z is independent of them.
+    """
+    first = start // GAUSSIAN_BLOCK
+    words = _block_words(key, first, -(-(start + count) // GAUSSIAN_BLOCK), ROUNDING_DOMAIN)
+    offset = start - first * GAUSSIAN_BLOCK
+    return words.reshape(-1)[offset : offset + count]
+
+
+def round_nearest(values: np.ndarray, dtype: str) -> np.ndarray:
+    """fp32 values to the bits (uint16) of "bfloat16" or "float16", to nearest even."""
+    if dtype == "float16":
+        with np.errstate(over="ignore"):
+            return values.astype(np.float16).view(np.uint16)
+    bits = values.view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    return np.where(np.isnan(values), (bits >> np.uint32(16)) | np.uint32(0x40), rounded).astype(np.uint16)
+
+
+def round_stochastic(values: np.ndarray, words: np.ndarray, dtype: str) -> np.ndarray:
+    """fp32 values to one of their two neighbours in the dtype, by chance: E[result] = value. Bits, uint16.
+
+    A random number of as many bits as fp32 has below the dtype's last, 16 or 13, from the low end of the word, is added
+    to the magnitude, and the sum cut off. fp16's subnormals: the same at a fixed point of 2^-45, to which the magnitude
+    is cut first; their step is 2^-24, so 21 bits are random. Beyond the largest finite value, and for NaN, to nearest.
+    """
+    bits = values.view(np.uint32)
+    magnitude = bits & np.uint32(0x7FFFFFFF)
+    if dtype == "bfloat16":
+        half = (magnitude + (words & np.uint32(0xFFFF))) >> np.uint32(16)
+        largest = 0x7F7F0000
+    else:
+        normal = (magnitude + (words & np.uint32(0x1FFF)) - FP16_BIAS) >> np.uint32(13)
+        fixed = (_below(magnitude, FP16_NORMAL) * np.float32(2.0**45)).astype(np.uint32)
+        subnormal = (fixed + (words & np.uint32(0x1FFFFF))) >> np.uint32(21)
+        half = np.where(magnitude < FP16_NORMAL, subnormal, normal)
+        largest = 0x477FE000
+    half = (half | _sign(bits)).astype(np.uint16)
+    return np.where(magnitude > np.uint32(largest), round_nearest(values, dtype), half)
+
+
+def round_compensated(values: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """fp32 values to the nearest of the dtype (bits, uint16) and the residuals (int16) that `master` adds back.
+
+    Ties go away from zero. The residual is the difference of the magnitudes' fp32 bit patterns: the value is kept
+    exactly. Where the result is an fp16 subnormal (or zero), it is the difference of the magnitudes in units of 2^-39:
+    exact from 2^-16 on; below, the value is first rounded to such a unit. Overflow and NaN leave no residual.
+    """
+    bits = values.view(np.uint32)
+    magnitude = bits & np.uint32(0x7FFFFFFF)
+    if dtype == "bfloat16":
+        half = (magnitude + np.uint32(0x8000)) >> np.uint32(16)
+        residual = magnitude - (half << np.uint32(16))
+        overflow = 0x7F7F8000
+    else:
+        half = (magnitude + np.uint32(0x1000) - FP16_BIAS) >> np.uint32(13)
+        fixed = _below(magnitude, FP16_NORMAL) * np.float32(2.0**39)
+        units = fixed.astype(np.uint32)
+        units += fixed - units.astype(np.float32) >= np.float32(0.5)
+        half = np.where(magnitude < FP16_NORMAL, (units + np.uint32(0x4000)) >> np.uint32(15), half)
+        fine, coarse = units - (half << np.uint32(15)), magnitude - ((half << np.uint32(13)) + FP16_BIAS)
+        residual = np.where(half < np.uint32(0x400), fine, coarse)
+        overflow = 0x477FF000
+    finite = magnitude < np.uint32(overflow)
+    half = np.where(finite, (half | _sign(bits)).astype(np.uint16), round_nearest(values, dtype))
+    return half, np.where(finite, residual.view(np.int32), 0).astype(np.int16)
+
+
+def master(bits: np.ndarray, residuals: np.ndarray, dtype: str) -> np.ndarray:
+    """The fp32 values that the bits (uint16) of a dtype and their residuals (int16) stand for: the weights at 0."""
+    wide, residual = bits.astype(np.uint32), residuals.astype(np.int32).view(np.uint32)
+    if dtype == "bfloat16":
+        return ((wide << np.uint32(16)) + residual).view(np.float32)
+    half = wide & np.uint32(0x7FFF)
+    units = ((half << np.uint32(15)) + residual).view(np.int32)
+    fine = (units.astype(np.float32) * np.float32(2.0**-39)).view(np.uint32)
+    coarse = (bits & np.uint16(0x7FFF)).view(np.float16).astype(np.float32).view(np.uint32) + residual
+    return (np.where(half < np.uint32(0x400), fine, coarse) | _sign(wide << np.uint32(16)) << np.uint32(16)).view(
+        np.float32
+    )
+
+
+def _sign(bits: np.ndarray) -> np.ndarray:
+    """The sign of fp32 bits, where a 16-bit dtype has it."""
+    return (bits >> np.uint32(16)) & np.uint32(0x8000)
+
+
+def _below(magnitude: np.ndarray, limit: np.uint32) -> np.ndarray:
+    """The fp32 of these bits where they are below the limit, else 0."""
+    return np.where(magnitude < limit, magnitude, np.uint32(0)).view(np.float32)
+
+
+def _block_words(key: int, first: int, stop: int, domain: int = Z_DOMAIN) -> np.ndarray:
     """The words of blocks first .. stop - 1: uint32, shape (blocks, 4 words, 64 lanes)."""
     index = np.arange(first * LANES, max(first, stop) * LANES, dtype=np.uint64)
     low, high = index.astype(np.uint32), (index >> np.uint64(32)).astype(np.uint32)
     zero = np.zeros_like(low)
-    words = philox4x32(np.stack([low, high, zero, zero]), (key & 0xFFFFFFFF, key >> 32))
+    words = philox4x32(np.stack([low, high, zero + np.uint32(domain), zero]), (key & 0xFFFFFFFF, key >> 32))
     return words.reshape(4, -1, LANES).swapaxes(0, 1)
 
 

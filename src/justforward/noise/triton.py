@@ -23,6 +23,14 @@ except ImportError as error:
 # Blocks of 64 counters to one program.
 BLOCKS = 16
 
+MODES = {"nearest": 0, "stochastic": 1, "compensated": 2, "fill": 3}
+STOCHASTIC = tl.constexpr(MODES["stochastic"])
+COMPENSATED = tl.constexpr(MODES["compensated"])
+FILL = tl.constexpr(MODES["fill"])
+
+ROUNDING_DOMAIN = tl.constexpr(reference.ROUNDING_DOMAIN)
+FP16_NORMAL = tl.constexpr(int(reference.FP16_NORMAL))
+FP16_BIAS = tl.constexpr(int(reference.FP16_BIAS))
 LANES = tl.constexpr(reference.LANES)
 GAUSSIAN_BLOCK = tl.constexpr(reference.GAUSSIAN_BLOCK)
 CENTRE = tl.constexpr(reference.SQRT_HALF_BITS)
@@ -55,24 +63,97 @@ def _flip(x, word):
 
 
 @triton.jit
-def _write(dst, src, at, size, z, keep, scale, FILL: tl.constexpr):
+def _write(dst, src, residuals, at, size, z, word, keep, scale, MODE: tl.constexpr):
     inside = (at >= 0) & (at < size)
-    value = z
-    if not FILL:
-        value = tl.load(src + at, mask=inside, other=0.0).to(tl.float32) * keep + scale * z
-    if dst.dtype.element_ty == tl.bfloat16:
+    dtype = dst.dtype.element_ty
+    if MODE == FILL:
+        value = z
+    else:
+        weight = tl.load(src + at, mask=inside, other=0.0)
+        value = weight.to(tl.float32)
+        if MODE == COMPENSATED:
+            residual = tl.load(residuals + at, mask=inside, other=0).to(tl.int32)
+            value = _master(weight.to(tl.uint16, bitcast=True).to(tl.uint32), value, residual, dtype)
+        value = value * keep + scale * z
+    if dtype == tl.float32:
+        tl.store(dst + at, value, mask=inside)
+    else:
+        half = _nearest(value, dtype)
+        if MODE == STOCHASTIC:
+            half = _by_chance(value, half, word, dtype)
+        if MODE == COMPENSATED:
+            half, residual = _split(value, half, dtype)
+            tl.store(residuals + at, residual.to(tl.int16), mask=inside)
+        tl.store(dst + at, half.to(tl.uint16).to(dtype, bitcast=True), mask=inside)
+
+
+@triton.jit
+def _nearest(value, dtype: tl.constexpr):
+    """The bits of a 16-bit dtype in 32; likewise in the functions below."""
+    if dtype == tl.float16:
+        half = value.to(tl.float16).to(tl.uint16, bitcast=True).to(tl.uint32)
+    else:
         bits = value.to(tl.uint32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         half = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, (bits >> 16) | 0x40, rounded)
-        tl.store(dst + at, half.to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=inside)
+    return half
+
+
+@triton.jit
+def _by_chance(value, nearest, word, dtype: tl.constexpr):
+    """reference.round_stochastic."""
+    bits = value.to(tl.uint32, bitcast=True)
+    magnitude = bits & 0x7FFFFFFF
+    if dtype == tl.float16:
+        small = magnitude < FP16_NORMAL
+        fixed = tl.where(small, magnitude, 0).to(tl.float32, bitcast=True) * 35184372088832.0
+        subnormal = (fixed.to(tl.int32).to(tl.uint32, bitcast=True) + (word & 0x1FFFFF)) >> 21
+        half = tl.where(small, subnormal, (magnitude + (word & 0x1FFF) - FP16_BIAS) >> 13)
+        beyond = magnitude > 0x477FE000
     else:
-        tl.store(dst + at, value.to(dst.dtype.element_ty), mask=inside)
+        half = (magnitude + (word & 0xFFFF)) >> 16
+        beyond = magnitude > 0x7F7F0000
+    return tl.where(beyond, nearest, half | ((bits >> 16) & 0x8000))
+
+
+@triton.jit
+def _split(value, nearest, dtype: tl.constexpr):
+    """reference.round_compensated."""
+    bits = value.to(tl.uint32, bitcast=True)
+    magnitude = bits & 0x7FFFFFFF
+    if dtype == tl.float16:
+        small = magnitude < FP16_NORMAL
+        fixed = tl.where(small, magnitude, 0).to(tl.float32, bitcast=True) * 549755813888.0
+        units = fixed.to(tl.int32)
+        units += (fixed - units.to(tl.float32) >= 0.5).to(tl.int32)
+        units = units.to(tl.uint32, bitcast=True)
+        half = tl.where(small, (units + 0x4000) >> 15, (magnitude + 0x1000 - FP16_BIAS) >> 13)
+        residual = tl.where(half < 0x400, units - (half << 15), magnitude - ((half << 13) + FP16_BIAS))
+        finite = magnitude < 0x477FF000
+    else:
+        half = (magnitude + 0x8000) >> 16
+        residual = magnitude - (half << 16)
+        finite = magnitude < 0x7F7F8000
+    half = tl.where(finite, half | ((bits >> 16) & 0x8000), nearest)
+    return half, tl.where(finite, residual.to(tl.int32, bitcast=True), 0)
+
+
+@triton.jit
+def _master(half, weight, residual, dtype: tl.constexpr):
+    """reference.master of 16 bits, whose fp32 value is `weight`."""
+    bits = weight.to(tl.uint32, bitcast=True) + residual.to(tl.uint32, bitcast=True)
+    if dtype == tl.float16:
+        magnitude = half & 0x7FFF
+        units = (magnitude << 15).to(tl.int32, bitcast=True) + residual
+        fine = (units.to(tl.float32) * (1.0 / 549755813888.0)).to(tl.uint32, bitcast=True)
+        bits = tl.where(magnitude < 0x400, fine | ((half & 0x8000) << 16), bits)
+    return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit(do_not_specialize=["size", "start", "key_low", "key_high"])
 def _run(
-    dst, src, rows, size, start, key_low, key_high, keep, scale,
-    FILL: tl.constexpr, BINARY: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr,
+    dst, src, residuals, rows, size, start, key_low, key_high, keep, scale,
+    MODE: tl.constexpr, BINARY: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Elements of BLOCKS blocks of 256; a Rademacher block of 8192 is 32 of them under the same words.
 
@@ -94,6 +175,11 @@ def _run(
     k0 = zero + key_low.to(tl.uint32, bitcast=True)
     k1 = zero + key_high.to(tl.uint32, bitcast=True)
     w0, w1, w2, w3 = tl.philox_impl(low, high, zero, zero, k0, k1, 10)
+    r0, r1, r2, r3 = w0, w1, w2, w3
+    if MODE == STOCHASTIC:
+        index = block * LANES + lane
+        low, high = index.to(tl.uint32), (index >> 32).to(tl.uint32)
+        r0, r1, r2, r3 = tl.philox_impl(low, high, zero + ROUNDING_DOMAIN, zero, k0, k1, 10)
     if BINARY:
         bit = (block % 32).to(tl.uint32)
         z0 = 1.0 - 2.0 * ((w0 >> bit) & 1).to(tl.float32)
@@ -104,10 +190,10 @@ def _run(
         z0, z1 = _box_muller(w0, w1)
         z2, z3 = _box_muller(w2, w3)
     at = block * GAUSSIAN_BLOCK + lane - begin
-    _write(dst, src, at, size, z0, keep, scale, FILL)
-    _write(dst, src, at + LANES, size, z1, keep, scale, FILL)
-    _write(dst, src, at + 2 * LANES, size, z2, keep, scale, FILL)
-    _write(dst, src, at + 3 * LANES, size, z3, keep, scale, FILL)
+    _write(dst, src, residuals, at, size, z0, r0, keep, scale, MODE)
+    _write(dst, src, residuals, at + LANES, size, z1, r1, keep, scale, MODE)
+    _write(dst, src, residuals, at + 2 * LANES, size, z2, r2, keep, scale, MODE)
+    _write(dst, src, residuals, at + 3 * LANES, size, z3, r3, keep, scale, MODE)
 
 
 class TritonNoise:
@@ -125,22 +211,27 @@ class TritonNoise:
         distribution: str = "gaussian",
         *,
         starts: int | Sequence[int] = 0,
+        rounding: str = "nearest",
+        residuals: Sequence[torch.Tensor | None] | None = None,
     ) -> None:
-        """See `NoiseBackend.add_`."""
+        """See `NoiseBackend.add_`; one launch per tensor."""
         binary = is_binary(distribution)
-        for u in updates(self.device, tensors, keys, scale, decay, starts):
+        todo = updates(self.device, tensors, keys, scale, decay, starts, rounding, residuals)
+        for u in todo:
             flat = u.tensor.detach().contiguous()
-            _launch(flat, flat, u.key, u.start, u.scale, u.keep, binary)
+            mode = "nearest" if flat.dtype == torch.float32 else rounding
+            _launch(flat, flat, u.key, u.start, u.scale, u.keep, binary, mode=mode, residual=u.residual)
             if not u.tensor.is_contiguous():
                 u.tensor.detach().copy_(flat)
         mark_written(tensors)
+        mark_written(u.residual for u in todo if u.residual is not None)
 
     def fill_(self, tensor: torch.Tensor, key: int, start: int = 0, distribution: str = "gaussian") -> None:
         """See `NoiseBackend.fill_`."""
         binary = is_binary(distribution)
         check_draw(self.device, tensor, key, start)
         flat = tensor.detach().contiguous()
-        _launch(flat, flat, key, start, 0.0, 1.0, binary, fill=True)
+        _launch(flat, flat, key, start, 0.0, 1.0, binary, mode="fill")
         if not tensor.is_contiguous():
             tensor.detach().copy_(flat)
         mark_written([tensor])
@@ -205,7 +296,8 @@ def _launch(
     keep: float,
     binary: bool,
     *,
-    fill: bool = False,
+    mode: str = "nearest",
+    residual: torch.Tensor | None = None,
     rows: torch.Tensor | None = None,
 ) -> None:
     if dst.numel() == 0:
@@ -218,6 +310,6 @@ def _launch(
     low, high = np.array([key], dtype="<u8").view("<i4").tolist()
     with torch.cuda.device(dst.device) if dst.is_cuda else torch.no_grad():
         _run[(programs,) if rows is None else (rows.numel(), programs)](  # pyright: ignore[reportIndexIssue]
-            dst, src, rows, size, start, low, high, float(np.float32(keep)), float(np.float32(scale)),
-            FILL=fill, BINARY=binary, ROWS=rows is not None, BLOCKS=BLOCKS, enable_fp_fusion=False,
+            dst, src, residual, rows, size, start, low, high, float(np.float32(keep)), float(np.float32(scale)),
+            MODE=MODES[mode], BINARY=binary, ROWS=rows is not None, BLOCKS=BLOCKS, enable_fp_fusion=False,
         )  # fmt: skip
