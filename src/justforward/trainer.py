@@ -85,7 +85,7 @@ class MeZOMixin(_Base):
             ]
             # accelerate wraps the optimiser without passing attributes through: keep our own reference.
             self.mezo = self.optimizer = MeZO(
-                groups, lr=self.args.learning_rate, seed=self.args.seed, **self.mezo_settings
+                groups, lr=self.args.learning_rate, seed=self.args.seed, model=model, **self.mezo_settings
             )
         return self.optimizer
 

@@ -55,7 +55,7 @@ def replay(name: str, dtype: torch.dtype = torch.float32):
 def test_batch_order_is_the_originals():
     recorded = facts("rng")
     epochs = recorded["epochs"]["seed0|n32"]
-    assert epoch_order(recorded["sampler_seeds"]["seed0|n32"], 32, 96) == sum(epochs, [])
+    assert epoch_order(recorded["sampler_seeds"]["seed0|n32"], 32, 96) == [i for epoch in epochs for i in epoch]
 
 
 @pytest.mark.parametrize("name", ["mezo_ft_sst2", "mezo_ft_sst2_lm", "mezo_ft_sst2_lr1e-3", "mezo_ft_squad"])

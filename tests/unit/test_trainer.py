@@ -52,6 +52,7 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def test_trains_without_gradients_and_logs_what_it_measured(tmp_path):
     trainer = train(tmp_path)
     assert not equal(weights(trainer), dict(tiny("llama").named_parameters()))
+    assert isinstance(trainer.model, torch.nn.Module)
     assert all(p.grad is None for p in trainer.model.parameters())
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert len(logs) == 6
@@ -124,7 +125,7 @@ def test_no_weight_decay_on_biases_and_norms(tmp_path):
 
 
 def test_dropout_is_off(tmp_path):
-    model = tiny("gpt2")
+    model: Any = tiny("gpt2")
     seen = []
     model.transformer.h[0].register_forward_pre_hook(lambda module, _: seen.append(module.training))
     MeZOTrainer(model=model, args=arguments(tmp_path, max_steps=2), train_dataset=dataset()).train()

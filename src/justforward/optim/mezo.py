@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from justforward.optim.perturbation import CounterNoise, NoiseSource
+from justforward.optim.probes import Direction, choose_probe
 
 Closure = Callable[[], "Tensor | float"]
 
@@ -93,6 +94,8 @@ class MeZO(torch.optim.Optimizer):
         shaping: how the 2 `samples` losses of a step become numbers to difference: "none"; "rank", their centred ranks
             in [-1/2, 1/2]; "zscore", in units of their standard deviation. Both make the step independent of the
             loss's scale, and need another learning rate.
+        model: the module that owns the parameters. With it, weights of any size and dtype are probed exactly.
+        probe: "auto", "just_in_time", "copy" or "in_place"; see `justforward.optim.probes`.
         noise: where z comes from; a `CounterNoise` or anything with its `add_`.
         max_skipped: a step whose loss is not finite is skipped; so many in a row raise DivergenceError.
 
@@ -112,6 +115,8 @@ class MeZO(torch.optim.Optimizer):
         seed: int = 0,
         samples: int = 1,
         shaping: str = "none",
+        model: torch.nn.Module | None = None,
+        probe: str = "auto",
         noise: NoiseSource | None = None,
         max_skipped: int = 20,
     ):
@@ -130,6 +135,9 @@ class MeZO(torch.optim.Optimizer):
             if "param_names" not in group:
                 raise ValueError("MeZO needs names, which seed the noise: pass model.named_parameters()")
         self.noise = noise if noise is not None else CounterNoise()
+        self.probe = choose_probe(
+            probe, model, [pair for group in self.param_groups for pair in _named(group)], self.noise
+        )
         self.samples, self.shaping = samples, shaping
         self.max_skipped = max_skipped
         # Kept under one string key of `state`: it is saved, restored and copied like any optimiser's state.
@@ -172,26 +180,23 @@ class MeZO(torch.optim.Optimizer):
             weight: weight of this loss among the estimates of the same step (the number of items it averages).
 
         Returns:
-            The estimate. Weights are as they were (up to rounding of the probe) also when the closure raises.
+            The estimate. Weights are as they were also when the closure raises: to the bit, but for the probe
+            "in_place".
         """
-        losses = [value for sample in range(self.samples) for value in self._probe(closure, sample)]
+        directions = map(self._direction, range(self.samples))
+        losses = [value for direction in directions for value in self.probe.losses(direction, closure)]
         # One transfer for all: no host synchronisation stands between the probes.
         values = torch.stack([torch.as_tensor(loss).detach() for loss in losses]).double().tolist()
         for i, value in enumerate((*values, 1.0)):
             self._pending[i] += weight * value
         return self._measured(values)
 
-    def _probe(self, closure: Closure, sample: int) -> tuple[Tensor | float, Tensor | float]:
+    def _direction(self, sample: int) -> Direction:
         # The groups' eps are one probe: theta + D z with D = diag(eps); the loss difference serves all groups.
-        offset = 0.0
-        try:
-            offset += self._move(1.0, sample)
-            plus = closure()
-            offset += self._move(-2.0, sample)
-            minus = closure()
-        finally:
-            self._move(-offset, sample)
-        return plus, minus
+        named = [(pair, group["eps"]) for group in self.param_groups for pair in _named(group)]
+        state = self._progress
+        parameters, eps = [pair for pair, _ in named], [eps for _, eps in named]
+        return Direction(parameters, eps, self.noise, seed=state["seed"], step=state["step"], sample=sample)
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> float | None:  # type: ignore[override]
@@ -260,21 +265,22 @@ class MeZO(torch.optim.Optimizer):
                 f"{self.param_groups[0]['lr']:g}) or eps (now {self.param_groups[0]['eps']:g})"
             )
 
-    def _move(self, by: float, sample: int) -> float:
-        self._add([by * group["eps"] for group in self.param_groups], [0.0] * len(self.param_groups), sample)
-        return by
-
     def _add(self, scales: list[float], decays: list[float], sample: int) -> None:
         """One pass over all parameters: p <- p (1 - decay) + scale z, scale and decay given per group."""
         named, all_scales, all_decays = [], [], []
         for group, scale, decay in zip(self.param_groups, scales, decays, strict=True):
-            named.extend((name, p.data) for name, p in zip(group["param_names"], group["params"], strict=True))
-            all_scales.extend([scale] * len(group["params"]))
-            all_decays.extend([decay] * len(group["params"]))
+            pairs = _named(group)
+            named.extend(pairs)
+            all_scales.extend([scale] * len(pairs))
+            all_decays.extend([decay] * len(pairs))
         state = self._progress
         self.noise.add_(
             named, seed=state["seed"], step=state["step"], sample=sample, scales=all_scales, decays=all_decays
         )
+
+
+def _named(group: dict[str, Any]) -> list[tuple[str, Tensor]]:
+    return list(zip(group["param_names"], group["params"], strict=True))
 
 
 def _trainable(params: Iterable[Any]) -> list[Any]:
