@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from justforward.noise import backend, noise_key
+from justforward.noise import backend, noise_key, reference
 
 N = 1 << 22
 BOUND = 5 / math.sqrt(N)
@@ -98,3 +98,70 @@ def test_rademacher_is_balanced_in_every_bit_of_the_word():
     assert abs(signs.mean(dtype=np.float64)) < BOUND
     per_bit = signs.reshape(-1, 32, 256).mean(axis=(0, 2), dtype=np.float64)
     assert np.abs(per_bit).max() < 5 / math.sqrt(N / 32)
+
+
+BF16, FP16 = torch.bfloat16, torch.float16
+
+
+@pytest.mark.parametrize(
+    ("dtype", "weight", "keep", "step"),
+    [
+        (BF16, 1.0, 1 + 2**-12, 2**-7),
+        (BF16, 1.0, 1 - 2**-20, 2**-8),
+        (BF16, -0.0123, 1.0002, 2**-14),
+        (BF16, 2**-125, 1.3, 2**-132),
+        (FP16, 1.0, 1 + 2**-14, 2**-10),
+        (FP16, -0.0123, 1.0002, 2**-17),
+        (FP16, 2**-14, 0.7777, 2**-24),
+        (FP16, 2**-14, 1 - 2**-13, 2**-24),
+        (FP16, 5 * 2**-24, 1.06, 2**-24),
+        (FP16, 2**-24, -0.01, 2**-24),
+    ],
+)
+def test_stochastic_rounding_is_unbiased_over_keys(dtype, weight, keep, step):
+    """400 keys, 4,096 elements each: the mean of weight * keep, rounded by the backend, is weight * keep."""
+    keys, count = 400, 4096
+    before = torch.full((count,), weight, dtype=dtype)
+    value = float(np.float32(before[0].item()) * np.float32(keep))
+    error = np.empty((keys, count))
+    for step_index in range(keys):
+        weights, key = before.clone(), noise_key(0, step_index, 0, "w")
+        backend("cpu").add_([weights], [key], 0.0, 1 - keep, rounding="stochastic")
+        error[step_index] = (weights.double().numpy() - value) / step
+    fraction = abs(value) / step % 1
+    variance = fraction * (1 - fraction)
+    assert variance > 0
+    assert abs(error.mean()) < 5 * math.sqrt(variance / error.size)
+    assert np.mean(error**2) == pytest.approx(variance, rel=0.1)
+    # Neither the element nor the key decides which way it goes.
+    assert np.abs(error.mean(axis=0)).max() < 6 * math.sqrt(variance / keys) + 6 / keys
+    assert np.abs(error.mean(axis=1)).max() < 6 * math.sqrt(variance / count) + 6 / count
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16])
+@pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])
+def test_what_stochastic_rounding_adds_is_independent_of_z(dtype, distribution):
+    key = noise_key(0, 0, 0, "w")
+    weights = torch.full((N,), 1.0, dtype=dtype)
+    backend("cpu").add_([weights], [key], 1e-3, distribution=distribution, rounding="stochastic")
+    z = draw(key, distribution)
+    exact = np.float32(1) + np.float32(1e-3) * z
+    error = weights.double().numpy() - exact
+    error /= error.std()
+    z = z.astype(np.float64)
+    assert abs(np.mean(error)) < BOUND
+    assert abs(np.mean(error * z)) < 1.1 * BOUND
+    assert abs(np.mean(error * (z * z - 1))) < 2 * BOUND
+
+
+@pytest.mark.parametrize("lag", [0, 1, 64, 256])
+def test_the_words_of_rounding_are_uniform_and_independent_of_z_and_of_each_other(lag, z):
+    words = reference.rounding_words(noise_key(0, 0, 0, "w"), 0, N)
+    for bits in (13, 16, 21):
+        low = (words & np.uint32((1 << bits) - 1)).astype(np.float64) / (1 << bits)
+        u = (low - 0.5) * math.sqrt(12)
+        assert abs(np.mean(u)) < BOUND
+        assert abs(np.mean(u * np.roll(z, lag))) < BOUND
+        assert abs(np.mean(u * np.roll(z * z - 1, lag))) < 2 * BOUND
+        if lag:
+            assert abs(np.mean(u[:-lag] * u[lag:])) < 5 / math.sqrt(N - lag)
