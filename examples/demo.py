@@ -101,9 +101,9 @@ def main(seed: int = 0) -> None:
     # fmt: off
     run([
         *place, "--trainer", "zo", "--train_as_classification", "--num_train", "1000", "--num_dev", "100",
-        "--train_set_seed", str(seed), "--seed", str(seed), "--max_steps", "120", "--per_device_train_batch_size", "16",
-        "--learning_rate", "2e-5", "--zo_eps", "1e-3", "--lr_scheduler_type", "constant", "--logging_steps", "10",
-        "--eval_strategy", "steps", "--eval_steps", "30", "--save_strategy", "no", "--save_model",
+        "--train_set_seed", str(seed), "--seed", str(seed), "--max_steps", "100", "--per_device_train_batch_size", "16",
+        "--learning_rate", "5e-5", "--zo_eps", "1e-3", "--lr_scheduler_type", "constant", "--logging_steps", "10",
+        "--eval_strategy", "steps", "--eval_steps", "20", "--save_strategy", "no", "--save_model",
         "--output_dir", str(output), "--result_file", str(after),
     ])
     # fmt: on

@@ -94,9 +94,10 @@ def fit(features: np.ndarray, targets: np.ndarray, *, early_stopping: bool = Fal
             f"--linear_probing has {len(counts)} kinds of tokens to tell apart, and at most {counts.max()} of a kind: "
             "raise --num_train"
         )
-    regression = LogisticRegressionCV(
+    # scikit-learn's defaults are not of its arguments' types, which type checkers infer from them.
+    regression: Any = cast(Any, LogisticRegressionCV)(
         fit_intercept=False,
-        cv=cast(Any, min(FOLDS, int(counts.max()))),
+        cv=min(FOLDS, int(counts.max())),
         tol=0.01 if early_stopping else 1e-4,
         max_iter=1000 if early_stopping else 5000,
         random_state=0,
@@ -113,7 +114,7 @@ def fit(features: np.ndarray, targets: np.ndarray, *, early_stopping: bool = Fal
     if len(coefficients) == 1:  # two classes: one row that tells the second from the first
         coefficients = np.concatenate([-coefficients / 2, coefficients / 2])
     accuracy = float(np.mean(regression.predict(features) == targets))
-    return Probe(regression.classes_, coefficients, float(cast(Any, regression.C_)), accuracy)
+    return Probe(regression.classes_, coefficients, float(regression.C_), accuracy)
 
 
 @torch.no_grad()

@@ -212,4 +212,4 @@ if sys.platform != "win32":
 def _bits(tensor: torch.Tensor) -> np.ndarray:
     """The memory of a contiguous tensor as a flat array of unsigned integers."""
     signed, unsigned = BITS[tensor.dtype]
-    return tensor.detach().reshape(-1).view(signed).numpy().view(unsigned)
+    return tensor.detach().view(signed).numpy().reshape(-1).view(unsigned)

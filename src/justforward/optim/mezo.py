@@ -11,15 +11,17 @@ Face Trainer come for free: the same z serves all micro-batches of a step, and t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from justforward.noise import ROUNDING_VERSION, ROUNDINGS
 from justforward.optim.perturbation import CounterNoise, NoiseSource
 from justforward.optim.probes import Direction, choose_probe
+from justforward.optim.trajectory import TrajectoryWriter, quantize
 
 Closure = Callable[[], "Tensor | float"]
 
@@ -96,6 +98,9 @@ class MeZO(torch.optim.Optimizer):
             loss's scale, and need another learning rate.
         model: the module that owns the parameters. With it, weights of any size and dtype are probed exactly.
         probe: "auto", "just_in_time", "copy" or "in_place"; see `justforward.optim.probes`.
+        rounding: how updates of 16-bit weights are rounded: "stochastic" (unbiased, no memory), "nearest" (loses most
+            of what is smaller than half a unit in the last place) or "compensated" (what is lost is kept, 2 bytes per
+            weight: weight and residual are a float32 master). float32 weights are rounded to nearest.
         noise: where z comes from; a `CounterNoise` or anything with its `add_`.
         max_skipped: a step whose loss is not finite is skipped; so many in a row raise DivergenceError.
 
@@ -117,6 +122,7 @@ class MeZO(torch.optim.Optimizer):
         shaping: str = "none",
         model: torch.nn.Module | None = None,
         probe: str = "auto",
+        rounding: str = "stochastic",
         noise: NoiseSource | None = None,
         max_skipped: int = 20,
     ):
@@ -128,6 +134,8 @@ class MeZO(torch.optim.Optimizer):
             raise ValueError(f"weight_decay must be at least 0, got {weight_decay}")
         if samples < 1:
             raise ValueError(f"samples must be at least 1, got {samples}")
+        if rounding not in ROUNDINGS:
+            raise ValueError(f"unknown rounding '{rounding}'; known: {', '.join(ROUNDINGS)}")
         if shaping not in SHAPINGS:
             raise ValueError(f"unknown shaping '{shaping}'; known: {', '.join(SHAPINGS)}")
         super().__init__(_trainable(params), {"lr": lr, "eps": eps, "weight_decay": weight_decay})
@@ -138,6 +146,7 @@ class MeZO(torch.optim.Optimizer):
         self.probe = choose_probe(
             probe, model, [pair for group in self.param_groups for pair in _named(group)], self.noise
         )
+        self.rounding = rounding if isinstance(self.noise, CounterNoise) else "nearest"
         self.samples, self.shaping = samples, shaping
         self.max_skipped = max_skipped
         # Kept under one string key of `state`: it is saved, restored and copied like any optimiser's state.
@@ -148,11 +157,16 @@ class MeZO(torch.optim.Optimizer):
             "skipped_in_a_row": 0,
             "zero": 0,
         }
+        if self.rounding == "compensated":
+            pairs = [pair for group in self.param_groups for pair in _named(group)]
+            halves = [(name, p) for name, p in pairs if p.element_size() == 2]
+            self._progress["residuals"] = {name: torch.zeros_like(p, dtype=torch.int16) for name, p in halves}
+        self.trajectory: TrajectoryWriter | None = None
         self._clear()
         self.last: Estimate | None = None
 
     @property
-    def _progress(self) -> dict[str, int]:
+    def _progress(self) -> dict[str, Any]:
         return cast(Any, self.state)["mezo"]
 
     @property
@@ -215,12 +229,41 @@ class MeZO(torch.optim.Optimizer):
         if weight == 0:
             raise RuntimeError("MeZO.step() has no estimate to apply: call estimate(closure) or step(closure)")
         self.last = self._measured([total / weight for total in sums])
+        if self.trajectory is not None:
+            # Before the update: a run that is killed here has made this step, and its replay applies it.
+            self.trajectory.append(self.last.projected_grads)
+        self._finish_step()
+        return self.last.loss
+
+    @torch.no_grad()
+    def apply_logged(self, projected_grads: Sequence[float]) -> None:
+        """Make the next step as a trajectory log tells it, with the present learning rates; nothing is evaluated."""
+        self.last = Estimate(((math.nan, math.nan),) * self.samples, tuple(projected_grads))
+        self._finish_step()
+
+    def describe(self) -> dict[str, Any]:
+        """What pins a run of this optimiser, as JSON values, for the header of a trajectory log."""
+        return {
+            "samples": self.samples,
+            "seed": self._progress["seed"],
+            "shaping": self.shaping,
+            "noise": self.noise.version,
+            "rounding": f"{self.rounding} {ROUNDING_VERSION}",
+            "groups": [{k: group[k] for k in ("eps", "weight_decay")} for group in self.param_groups],
+            "parameters": [
+                [name, list(p.shape), str(p.dtype).removeprefix("torch."), i]
+                for i, group in enumerate(self.param_groups)
+                for name, p in _named(group)
+            ],
+        }
+
+    def _finish_step(self) -> None:
+        assert self.last is not None
         if all(math.isfinite(g) for g in self.last.projected_grads):
             self._apply(self.last)
         else:
             self._skip(self.last)
         self._progress["step"] += 1
-        return self.last.loss
 
     def _clear(self) -> None:
         self._pending = [0.0] * (2 * self.samples + 1)  # sums of weight * loss, per probe, and of weight
@@ -230,7 +273,10 @@ class MeZO(torch.optim.Optimizer):
         shaped = SHAPINGS[self.shaping](values)
         return Estimate(
             losses=tuple(zip(values[::2], values[1::2], strict=True)),
-            projected_grads=tuple((a - b) / (2 * eps) for a, b in zip(shaped[::2], shaped[1::2], strict=True)),
+            # Rounded to what a trajectory log keeps, so that a replay is the run: relative error 2^-16.
+            projected_grads=tuple(
+                quantize((a - b) / (2 * eps)) for a, b in zip(shaped[::2], shaped[1::2], strict=True)
+            ),
         )
 
     def _reduced(self) -> list[float]:
@@ -274,8 +320,19 @@ class MeZO(torch.optim.Optimizer):
             all_scales.extend([scale] * len(pairs))
             all_decays.extend([decay] * len(pairs))
         state = self._progress
+        exact: dict[str, Any] = {}
+        if self.rounding != "nearest":
+            exact["rounding"] = self.rounding
+        if self.rounding == "compensated":
+            exact["residuals"] = [state["residuals"].get(name) for name, _ in named]
         self.noise.add_(
-            named, seed=state["seed"], step=state["step"], sample=sample, scales=all_scales, decays=all_decays
+            named,
+            seed=state["seed"],
+            step=state["step"],
+            sample=sample,
+            scales=all_scales,
+            decays=all_decays,
+            **exact,
         )
 
 

@@ -57,8 +57,10 @@ class CounterNoise:
         sample: int,
         scales: Sequence[float],
         decays: Sequence[float],
+        rounding: str = "nearest",
+        residuals: Sequence[Tensor | None] | None = None,
     ) -> None:
-        """See NoiseSource; one launch per device."""
+        """See NoiseSource, and `NoiseBackend.add_` for rounding and residuals; one launch per device."""
         by_device: dict[torch.device, list[int]] = {}
         for i, (_, p) in enumerate(parameters):
             by_device.setdefault(p.device, []).append(i)
@@ -69,4 +71,6 @@ class CounterNoise:
                 [scales[i] for i in indices],
                 [decays[i] for i in indices],
                 distribution=self.distribution,
+                rounding=rounding,
+                residuals=None if residuals is None else [residuals[i] for i in indices],
             )
