@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 from support.golden import MODEL, OriginalNoise, facts
-from support.replay import replay_sst2
-from torch import nn
+from support.replay import lora_of_the_original, replay_sst2
 from transformers import set_seed
 
 from justforward.models.loading import load
@@ -29,14 +28,6 @@ class ByHalfLayer:
         parts = prefix.split(64, dim=1)
         # z is drawn per part, and a view writes through to PEFT's tensor.
         self.inner.add_([(name, p) for p in parts], scales=scales * len(parts), decays=decays * len(parts), **which)
-
-
-def lora_of_the_original(seed):
-    """A [8, 64] of q, v, q, v: each layer draws its full weight and bias twice before its A."""
-    set_seed(seed)
-    for _ in range(4):
-        nn.Linear(64, 64).reset_parameters()
-        yield nn.init.kaiming_uniform_(torch.empty(8, 64), a=math.sqrt(5))
 
 
 def tuned(method, **settings):

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
+
+import torch
+from torch import nn
+from transformers import set_seed
 
 from justforward.models.loading import LoadedModel
 from justforward.objectives import Classification
@@ -41,3 +47,11 @@ def replay_sst2(
         estimates.append(optimizer.estimate(lambda batch=batch: objective.measure(engine, batch).loss))
         optimizer.step()
     return estimates
+
+
+def lora_of_the_original(seed: int) -> Iterator[torch.Tensor]:
+    """A [8, 64] of q, v, q, v: each layer draws its full weight and bias twice before its A."""
+    set_seed(seed)
+    for _ in range(4):
+        nn.Linear(64, 64).reset_parameters()
+        yield nn.init.kaiming_uniform_(torch.empty(8, 64), a=math.sqrt(5))
