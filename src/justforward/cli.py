@@ -7,6 +7,7 @@ when it starts. Exit codes: 0 done, 2 a mistake of the user's (one line on stder
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import sys
 import traceback
@@ -50,6 +51,8 @@ def run(words: list[str]) -> None:
     parsed = arguments.parse(words)
     for note in parsed.notes:
         print(f"justforward: note: {note}", file=sys.stderr)
+    for library in ("torchao", "torch.utils._pytree"):  # say at every start what they do without
+        logging.getLogger(library).setLevel(logging.ERROR)
     from justforward import experiment
 
     experiment.run(parsed)

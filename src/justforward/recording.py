@@ -29,7 +29,7 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, p in model.named_parameters():
         flat = p.detach().cpu().contiguous().flatten()
-        crc = zlib.crc32(memoryview(flat.view(torch.uint8).numpy())) if flat.numel() else 0
+        crc = zlib.crc32(flat.view(torch.uint8).numpy().data) if flat.numel() else 0
         digest.update(f"{name} {tuple(p.shape)} {p.dtype} {crc}\n".encode())
     return digest.hexdigest()
 

@@ -15,7 +15,7 @@ LAYERS = [
     {"registry", "noise", "metrics", "tasks"},
     {"optim", "prompts", "models"},
     {"scoring"},
-    {"objectives", "evaluation"},
+    {"objectives", "evaluation", "recording"},
     {"trainer", "probe", "results", "rewards", "interrupts", "resuming"},
     {"trainer_fields", "old_spellings", "argument_parser", "argument_checks", "arguments"},
     {"experiment"},

@@ -53,7 +53,7 @@ def without_dropout(**settings):
     loaded = load(MODEL)
     for module in loaded.model.modules():
         if isinstance(getattr(module, "dropout", None), float):
-            module.dropout = 0.0
+            vars(module)["dropout"] = 0.0
     set_seed(0)
     return tune(loaded, TuningSettings(**settings))
 
