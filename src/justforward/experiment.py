@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -290,7 +291,7 @@ class Experiment:
         demonstrations: list[list[Sample]] | None,
         what: str,
     ) -> list[Outcome]:
-        quiet = self.arguments.disable_tqdm
+        quiet = self.arguments.disable_tqdm or self.arguments.process_index != 0
         with tqdm(total=len(samples), desc=what, unit=" examples", disable=quiet) as bar:
             return evaluator.evaluate(samples, demonstrations, _advance(bar))
 
@@ -327,6 +328,8 @@ class Experiment:
         facts: dict[str, Any],
         started: float,
     ) -> None:
+        if self.arguments.process_index != 0:  # every process has the same outcomes
+            return
         metrics = evaluator.metrics(samples, outcomes)
         write_jsonl(path.with_name(f"{path.stem}-predictions.jsonl"), (o.to_json() for o in outcomes))
         seconds = round(time.perf_counter() - started, 2)
@@ -352,5 +355,5 @@ def _log_to_stderr() -> None:
     package = logging.getLogger("justforward")
     if not package.handlers:
         package.addHandler(_AboveProgressBars())
-        package.setLevel(logging.INFO)
+        package.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
         package.propagate = False

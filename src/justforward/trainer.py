@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import EvalPrediction, Trainer
 
 from justforward.objectives import Batch, Example, Objective
@@ -138,10 +140,35 @@ class ObjectiveMixin(_Base):
         self.objective, self.engine = objective, engine
         super().__init__(*args, data_collator=collate, compute_metrics=_accuracy, **kwargs)
         self.model_accepts_loss_kwargs = False
+        if engine.prefix_length and self.args.world_size > 1 and not isinstance(self, MeZOMixin):
+            raise ValueError("--prefix_tuning with --trainer regular trains in one process: use NUM_GPU=1, or LoRA")
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As the Trainer's; but FSDP works on CPU processes too, where accelerate leaves its plugin aside."""
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp and self.accelerator.distributed_type == DistributedType.MULTI_CPU:
+            state = self.accelerator.state
+            state.distributed_type = DistributedType.FSDP
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**(self.args.fsdp_plugin_args or {}))
+            self.is_fsdp_enabled = True
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the Trainer's; a sharded model is gathered into one ordinary checkpoint."""
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        assert isinstance(self.model, nn.Module)
+        gathered = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        self._save(output_dir, state_dict=gathered)
+        self.accelerator.wait_for_everyone()
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
         """The objective's loss; the plan is made once and kept with the inputs for the next call."""
-        measured = self.objective.measure(self.engine, self._planned(inputs))
+        self.engine.caller = model
+        try:
+            measured = self.objective.measure(self.engine, self._planned(inputs))
+        finally:
+            self.engine.caller = self.engine.model
         return (measured.loss, measured.correct) if return_outputs else measured.loss
 
     def batch_weight(self, inputs: dict[str, Any]) -> float:
@@ -150,7 +177,9 @@ class ObjectiveMixin(_Base):
 
     def _planned(self, inputs: dict[str, Any]) -> Batch:
         if "batch" not in inputs:
+            self.engine.one_forward = bool(self.is_fsdp_enabled)
             inputs["batch"] = self.objective.batch(self.engine, inputs["examples"])
+            self.engine.one_forward = False
         return inputs["batch"]
 
     def prediction_step(

@@ -71,6 +71,10 @@ class ScoringEngine:
         self.token_budget = token_budget or TOKEN_BUDGET.get(self.device.type, TOKEN_BUDGET["cuda"])
         config = model.config.get_text_config()  # type: ignore[union-attr]
         self.window: int | None = getattr(config, "sliding_window", None)
+        self.caller = model
+        """What is called: `model`, or what wraps it to run it on several processes."""
+        self.one_forward = False
+        """Plan every batch as one forward of plain rows: processes that share a model must call it equally often."""
         base = getattr(model, "get_base_model", lambda: model)()
         self.prefix_length = prefix_length(model)
         self.position_offset = self.prefix_length
@@ -89,6 +93,8 @@ class ScoringEngine:
 
     def plan(self, rows: Sequence[Row]) -> Plan:
         """The least computation for `rows` that this model supports. Use it any number of times."""
+        if self.one_forward:
+            return make_plan(rows, token_budget=1 << 62, share_prefix=False, pack_trees=False)
         fits_window = self.window is None or max((len(r.tokens) for r in rows), default=0) <= self.window
 
         def build(*, trees: bool, caches: bool) -> Plan:
@@ -143,8 +149,8 @@ class ScoringEngine:
 
     def _call(self, **arguments: Any) -> Any:
         # PEFT's own forward of a prefix-tuned model would put its prefix in again.
-        model: Any = self.model.get_base_model() if self.prefix_length else self.model  # type: ignore[operator]
-        return model(**arguments)
+        caller: Any = self.model.get_base_model() if self.prefix_length else self.caller  # type: ignore[operator]
+        return caller(**arguments)
 
     def _first_cache(self, prefix: tuple[int, ...]) -> tuple[Any, int]:
         """The KV cache, of one row, that all sequences continue, and its length: trained prefix, shared tokens."""
