@@ -22,12 +22,13 @@ from transformers import EvalPrediction, Trainer
 from justforward.objectives import Batch, Example, Objective
 from justforward.optim import Estimate, MeZO, NoiseSource
 from justforward.scoring import ScoringEngine
+from justforward.trajectory_trainer import TrajectoryMixin
 
 # A mixin stands before a Trainer in the bases; to the type checker it is one.
 _Base = Trainer if TYPE_CHECKING else object
 
 
-class MeZOMixin(_Base):
+class MeZOMixin(TrajectoryMixin):
     """Makes any Trainer subclass train with MeZO: `class MyTrainer(MeZOMixin, SomeTrainer): ...`.
 
     The loss is whatever the Trainer's `compute_loss` returns, evaluated twice per batch without gradients and
@@ -39,7 +40,10 @@ class MeZOMixin(_Base):
         zo_samples: directions per step.
         zo_shaping: "none", "rank" or "zscore"; see MeZO.
         zo_max_skipped: so many steps in a row with a loss that is not finite end the training.
+        zo_rounding: how updates of 16-bit weights are rounded; see MeZO.
         noise: where directions come from; None for counter-based Gaussian noise.
+
+    Further arguments are TrajectoryMixin's (the log of the run, and checkpoints made of it) and the Trainer's.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class MeZOMixin(_Base):
         zo_samples: int = 1,
         zo_shaping: str = "none",
         zo_max_skipped: int = 20,
+        zo_rounding: str = "stochastic",
         noise: NoiseSource | None = None,
         **kwargs: Any,
     ):
@@ -57,9 +62,9 @@ class MeZOMixin(_Base):
             "samples": zo_samples,
             "shaping": zo_shaping,
             "max_skipped": zo_max_skipped,
+            "rounding": zo_rounding,
             "noise": noise,
         }
-        self.mezo: MeZO | None = None
         arguments = kwargs.get("args") or (args[1] if len(args) > 1 else None)
         if arguments is not None:
             if arguments.fp16:
@@ -149,7 +154,8 @@ class ObjectiveMixin(_Base):
         if self.args.fsdp and self.accelerator.distributed_type == DistributedType.MULTI_CPU:
             state = self.accelerator.state
             state.distributed_type = DistributedType.FSDP
-            state.fsdp_plugin = FullyShardedDataParallelPlugin(**(self.args.fsdp_plugin_args or {}))
+            settings: Any = self.args.fsdp_plugin_args or {}
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**settings)
             self.is_fsdp_enabled = True
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -16,7 +16,7 @@ LAYERS = [
     {"optim", "prompts", "models"},
     {"scoring"},
     {"objectives", "evaluation", "recording"},
-    {"trainer", "probe", "results", "rewards", "interrupts", "resuming"},
+    {"trainer", "trajectory_trainer", "probe", "results", "rewards", "interrupts", "resuming"},
     {"trainer_fields", "old_spellings", "argument_parser", "argument_checks", "arguments"},
     {"experiment"},
     {"cli", "__main__"},

@@ -241,6 +241,13 @@ class MeZO(torch.optim.Optimizer):
         self.last = Estimate(((math.nan, math.nan),) * self.samples, tuple(projected_grads))
         self._finish_step()
 
+    def rewind(self) -> None:
+        """Go back to before the first step (the weights are the caller's to put back)."""
+        self._progress.update(step=0, skipped=0, skipped_in_a_row=0, zero=0)
+        for residual in self._progress.get("residuals", {}).values():
+            residual.zero_()
+        self._clear()
+
     def describe(self) -> dict[str, Any]:
         """What pins a run of this optimiser, as JSON values, for the header of a trajectory log."""
         return {
