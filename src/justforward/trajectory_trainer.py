@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.trainer_callback import ExportableState
 
 from justforward.optim import CounterNoise, MeZO
 from justforward.optim.trajectory import FILE_NAME, LogError, Trajectory, TrajectoryWriter, difference, read
@@ -70,7 +71,8 @@ class TrajectoryMixin(_Base):
             self.writes_log = False
         if save_trajectory and not self.writes_log:
             raise ValueError("--save_trajectory needs the trajectory log, which this run does not write")
-        self.add_callback(_LogCallback(self))
+        self._log = _LogCallback(self)
+        self.add_callback(self._log)
 
     @property
     def log_path(self) -> Path:
@@ -87,7 +89,10 @@ class TrajectoryMixin(_Base):
                 self.reload_base = lambda: kept
         if self._is_log(resume_from_checkpoint):
             resume_from_checkpoint = self._checkpoint_at_end(Path(str(resume_from_checkpoint)))
-        return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[arg-type]
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[arg-type]
+        finally:
+            self._log.close()
 
     @staticmethod
     def _is_log(resume: str | bool | None) -> bool:
@@ -107,7 +112,9 @@ class TrajectoryMixin(_Base):
         full = [s for s in saved if s < step and not (saved[s] / MARK).exists()]
         start = saved[max(full)] if full else None
         earlier = [s for s in saved if s < step]
-        state = TrainerState()
+        exportable = [c for c in [*self.callback_handler.callbacks, self.control] if isinstance(c, ExportableState)]
+        state = TrainerState(train_batch_size=self.args.train_batch_size, stateful_callbacks=exportable)  # type: ignore[arg-type]
+        state.compute_steps(self.args, self.args.max_steps)
         if earlier:
             state = TrainerState.load_from_json(str(saved[max(earlier)] / "trainer_state.json"))
         state.global_step = step
@@ -210,10 +217,11 @@ class _LogCallback(TrainerCallback):
         if self.writer is not None:
             self.writer.sync()
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def close(self) -> None:
+        """Close the log, whether training has ended or failed."""
         if self.writer is not None:
             self.writer.close()
-            assert self.trainer.mezo is not None
+        if self.trainer.mezo is not None:
             self.trainer.mezo.trajectory = None
 
 
