@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from justforward.optim import MeZO as MeZO
+    from justforward.replay import load as load
     from justforward.trainer import MeZOMixin as MeZOMixin
     from justforward.trainer import MeZOTrainer as MeZOTrainer
 
@@ -15,8 +16,9 @@ _EXPORTS = {
     "MeZO": "justforward.optim",
     "MeZOMixin": "justforward.trainer",
     "MeZOTrainer": "justforward.trainer",
+    "load": "justforward.replay",
 }
-__all__ = ["MeZO", "MeZOMixin", "MeZOTrainer"]
+__all__ = ["MeZO", "MeZOMixin", "MeZOTrainer", "load"]
 
 
 def __getattr__(name: str) -> Any:

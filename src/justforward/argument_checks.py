@@ -159,6 +159,10 @@ def _training(job: JobArguments, given: Mapping[str, Any], *, generation: bool) 
             "--fp16 scales gradients of float32 weights, and --load_float16 has none: leave one of them out",
         ),
         (
+            job.save_trajectory and not zo,
+            "--save_trajectory keeps the steps of MeZO instead of weights: use it with --trainer zo",
+        ),
+        (
             job.reward is not None and not job.non_diff,
             "--reward names what to optimise instead of a loss: give --non_diff with it, or leave it out",
         ),

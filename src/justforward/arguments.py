@@ -173,6 +173,19 @@ class JobArguments:
         "Distribution of the directions: gaussian, as published, or rademacher (+1 or -1), cheaper to draw.",
         choices=("gaussian", "rademacher"),
     )
+    zo_rounding: str = _arg(
+        MEZO,
+        "stochastic",
+        "How updates of 16-bit weights are rounded: stochastic (unbiased), nearest (loses small updates), compensated "
+        "(keeps what is lost in 2 more bytes per weight).",
+        choices=("stochastic", "nearest", "compensated"),
+    )
+    save_trajectory: bool = _arg(
+        MEZO,
+        False,
+        "Checkpoints hold no weights: they are marks in the log of the run (trajectory.log in output_dir), from which "
+        "the weights are replayed.",
+    )
     non_diff: bool = _arg(
         MEZO,
         False,

@@ -19,6 +19,8 @@ from justforward.registry import Registry
 # A first word without dashes picks one; none of them means "run".
 COMMANDS: Registry[Callable[[list[str]], None]] = Registry("command")
 COMMANDS.lazy("run", "justforward.cli:run")
+COMMANDS.lazy("log", "justforward.replay:log_command")
+COMMANDS.lazy("replay", "justforward.replay:replay_command")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,20 +7,20 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
-from transformers import TrainingArguments, set_seed
+from transformers import TrainingArguments
 
 from justforward.arguments import JobArguments, Parsed
 from justforward.evaluation import Evaluator, Outcome
 from justforward.interrupts import InterruptedTraining, SaveOnInterrupt
-from justforward.models.loading import LoadedModel, load
-from justforward.models.tuning import TuningSettings, choose, merge_lora, tune
+from justforward.models.loading import LoadedModel
+from justforward.models.recipe import ModelRecipe
+from justforward.models.tuning import TuningSettings, choose, merge_lora
 from justforward.objectives import OBJECTIVES, Objective
 from justforward.optim import CounterNoise, DivergenceError
 from justforward.probe import linear_probe
@@ -148,10 +148,11 @@ class Experiment:
         arguments = self.arguments
         if folder is not None:
             arguments = self.parsed.training(output_dir=str(Path(arguments.output_dir or ".") / folder))
-        checkpoint = self._checkpoint(arguments, train_set)
+        record = job_record(asdict(self.job), arguments, train_set=train_set)
+        checkpoint = self._checkpoint(arguments, record)
         kind, more = ObjectiveTrainer, {}
         if self.job.trainer == "zo":
-            kind, more = ObjectiveMeZOTrainer, self._mezo_settings()
+            kind, more = ObjectiveMeZOTrainer, self._mezo_settings(record)
         trainer = kind(
             model=loaded.model,
             args=arguments,
@@ -182,10 +183,9 @@ class Experiment:
             facts |= {"skipped_steps": trainer.mezo.skipped, "zero_steps": trainer.mezo.zero_steps}
         return facts
 
-    def _checkpoint(self, arguments: TrainingArguments, train_set: int) -> str | None:
+    def _checkpoint(self, arguments: TrainingArguments, record: Mapping[str, Any]) -> str | None:
         """What to continue from; from here on the output folder says that it is this job's."""
         folder = Path(arguments.output_dir or ".")
-        record = job_record(asdict(self.job), arguments, train_set=train_set)
         with arguments.main_process_first():
             checkpoint = find_checkpoint(
                 folder, record, given=arguments.resume_from_checkpoint, overwrite=self.job.overwrite_output_dir
@@ -194,14 +194,18 @@ class Experiment:
             write_record(folder, record)
         return checkpoint
 
-    def _mezo_settings(self) -> dict[str, Any]:
+    def _mezo_settings(self, record: Mapping[str, Any]) -> dict[str, Any]:
         job = self.job
         return {
             "zo_eps": job.zo_eps,
             "zo_samples": job.zo_samples,
             "zo_shaping": job.zo_shaping,
             "zo_max_skipped": job.zo_max_skipped,
+            "zo_rounding": job.zo_rounding,
             "noise": CounterNoise(job.zo_distribution),
+            "save_trajectory": job.save_trajectory,
+            "run_facts": {"recipe": self._recipe().to_json(), "job": dict(record)},
+            "reload_base": lambda: dict(self._build().model.named_parameters()),
         }
 
     def _objective(self, evaluator: Evaluator) -> Objective:
@@ -215,31 +219,31 @@ class Experiment:
         """The base model: loaded anew after a training, else kept."""
         if self.loaded is None:
             gc.collect()
-            job = self.job
-            set_seed(self.arguments.seed)
-            dtype = torch.float16 if job.load_float16 else torch.bfloat16 if job.load_bfloat16 else torch.float32
-            if job.load_int8 and self.arguments.device.type != "cpu":
-                dtype = torch.bfloat16  # of what is not quantised
             started = time.perf_counter()
-            self.loaded = load(
-                job.model_name,
-                dtype=dtype,
-                int8=job.load_int8,
-                max_length=job.max_length,
-                bos_token_id=job.bos_token_id,
-                auto_device=not job.no_auto_device,
-                device=self.arguments.device,
-                trust_remote_code=job.trust_remote_code,
-            )
+            self.loaded = self._build()
             seconds = time.perf_counter() - started
-            parameters = self.loaded.model.num_parameters()
-            logger.info(
-                "loaded %s: %.1f M parameters, %s, %.1f s", job.model_name, parameters / 1e6, job.dtype, seconds
-            )
-            if job.is_training and not job.linear_probing:
-                set_seed(self.arguments.seed)
-                self.loaded = tune(self.loaded, self._tuning())
+            size = self.loaded.model.num_parameters() / 1e6
+            logger.info("loaded %s: %.1f M parameters, %s, %.1f s", self.job.model_name, size, self.job.dtype, seconds)
         return self.loaded
+
+    def _recipe(self) -> ModelRecipe:
+        job = self.job
+        return ModelRecipe(
+            model_name=job.model_name,
+            dtype=job.dtype,
+            max_length=job.max_length,
+            bos_token_id=job.bos_token_id,
+            seed=self.arguments.seed,
+            tuning=self._tuning() if job.is_training and not job.linear_probing else None,
+        )
+
+    def _build(self) -> LoadedModel:
+        job = self.job
+        return self._recipe().build(
+            device=self.arguments.device,
+            auto_device=not job.no_auto_device,
+            trust_remote_code=job.trust_remote_code,
+        )
 
     def _tuning(self) -> TuningSettings:
         job = self.job

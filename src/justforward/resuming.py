@@ -6,6 +6,7 @@ trains, so that no job ever continues the checkpoint of another.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from justforward.optim.trajectory import FILE_NAME, read
 from justforward.results import write_json
 
 logger = logging.getLogger(__name__)
@@ -24,6 +26,7 @@ RECORD = "justforward_job.json"
 
 # Own arguments that do not change the weights. The two on train sets do, and are recorded as the one set drawn.
 _WITHOUT_EFFECT = (
+    "save_trajectory",
     *("num_eval", "num_train_sets", "train_set_seed", "sfc", "icl_sfc", "token_budget", "no_eval", "save_on_interrupt"),
     *("result_file", "tag", "save_model", "merge_lora", "verbose", "no_auto_device", "overwrite_output_dir"),
 )
@@ -55,15 +58,21 @@ def find_checkpoint(folder: Path, record: Mapping[str, Any], *, given: str | Non
 
     Raises ValueError, in one line, for checkpoints of another job, and where there is none to continue.
     """
+    log = folder / FILE_NAME
     if overwrite:
         for checkpoint in _checkpoints(folder):
             shutil.rmtree(checkpoint)
+        log.unlink(missing_ok=True)
     if given is not None and given.lower() not in ("true", "false"):
         if not _is_complete(Path(given)):
             raise ValueError(f"--resume_from_checkpoint {given}: no such folder, or no complete checkpoint in it")
         return given
     found = [str(path) for path in _checkpoints(folder) if _is_complete(path)]
     last = found[-1] if found else None
+    if log.is_file() and given is None and not found and _differing(folder, record):
+        _put_aside(log)
+    if log.is_file() and len(read(log).steps) > (int(last.rsplit("-", 1)[1]) if last else 0):
+        last = str(log)  # MeZO's log of every step, which a kill does not shorten
     if given is not None:
         if given.lower() == "true" and last is None:
             raise ValueError(f"--resume_from_checkpoint {given}: there is no complete checkpoint in {folder}")
@@ -77,6 +86,13 @@ def find_checkpoint(folder: Path, record: Mapping[str, Any], *, given: str | Non
     if last is not None:
         logger.info("continuing from %s (--overwrite_output_dir starts anew)", last)
     return last
+
+
+def _put_aside(log: Path) -> None:
+    """Keep the log of another job under a name of its own; it is a whole run, and small."""
+    number = next(i for i in itertools.count(1) if not log.with_name(f"trajectory-{i}.log").exists())
+    log.rename(log.with_name(f"trajectory-{number}.log"))
+    logger.info("the log of another run in %s is kept as trajectory-%d.log", log.parent, number)
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
