@@ -25,6 +25,7 @@ from justforward.objectives import OBJECTIVES, Objective
 from justforward.optim import CounterNoise, DivergenceError
 from justforward.probe import linear_probe
 from justforward.prompts import PromptEncoder
+from justforward.replay import write_card
 from justforward.results import result_name, write_json, write_jsonl
 from justforward.resuming import find_checkpoint, job_record, write_record
 from justforward.rewards import RewardObjective, find_reward
@@ -174,6 +175,8 @@ class Experiment:
             trainer.model = merge_lora(loaded.model)
         if self.job.save_model:
             trainer.save_model()
+        if isinstance(trainer, ObjectiveMeZOTrainer) and trainer.log_path.exists() and arguments.process_index == 0:
+            write_card(trainer.log_path.parent)
         facts = {
             "train_steps": output.global_step,
             "train_loss": output.training_loss,

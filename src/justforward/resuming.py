@@ -6,7 +6,6 @@ trains, so that no job ever continues the checkpoint of another.
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import shutil
@@ -18,6 +17,7 @@ from transformers import TrainingArguments
 
 from justforward.optim.trajectory import FILE_NAME, read
 from justforward.results import write_json
+from justforward.trajectory_trainer import put_aside
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def find_checkpoint(folder: Path, record: Mapping[str, Any], *, given: str | Non
     found = [str(path) for path in _checkpoints(folder) if _is_complete(path)]
     last = found[-1] if found else None
     if log.is_file() and given is None and not found and _differing(folder, record):
-        _put_aside(log)
+        put_aside(log)
     if log.is_file() and len(read(log).steps) > (int(last.rsplit("-", 1)[1]) if last else 0):
         last = str(log)  # MeZO's log of every step, which a kill does not shorten
     if given is not None:
@@ -86,13 +86,6 @@ def find_checkpoint(folder: Path, record: Mapping[str, Any], *, given: str | Non
     if last is not None:
         logger.info("continuing from %s (--overwrite_output_dir starts anew)", last)
     return last
-
-
-def _put_aside(log: Path) -> None:
-    """Keep the log of another job under a name of its own; it is a whole run, and small."""
-    number = next(i for i in itertools.count(1) if not log.with_name(f"trajectory-{i}.log").exists())
-    log.rename(log.with_name(f"trajectory-{number}.log"))
-    logger.info("the log of another run in %s is kept as trajectory-%d.log", log.parent, number)
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:

@@ -210,7 +210,12 @@ class _LogCallback(TrainerCallback):
             if state.global_step and resume_at is None:
                 logger.warning("no log of the steps before %d: this run writes none", state.global_step)
                 return
-            self.writer = TrajectoryWriter(trainer.log_path, header, resume_at=resume_at)
+            try:
+                self.writer = TrajectoryWriter(trainer.log_path, header, resume_at=resume_at)
+            except LogError as error:  # the weights are a checkpoint's, and their steps are not in this log
+                put_aside(trainer.log_path)
+                logger.warning("%s; going on from the checkpoint without a log", error)
+                return
             trainer.mezo.trajectory = self.writer
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -223,6 +228,13 @@ class _LogCallback(TrainerCallback):
             self.writer.close()
         if self.trainer.mezo is not None:
             self.trainer.mezo.trajectory = None
+
+
+def put_aside(log: Path) -> None:
+    """Keep the log of another run under a name of its own; it is a whole run, and small."""
+    number = next(i for i in itertools.count(1) if not log.with_name(f"trajectory-{i}.log").exists())
+    log.rename(log.with_name(f"trajectory-{number}.log"))
+    logger.info("the log of another run in %s is kept as trajectory-%d.log", log.parent, number)
 
 
 def _write_mark(folder: Path, step: int, start: Path | None) -> None:

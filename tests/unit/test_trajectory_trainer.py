@@ -139,7 +139,7 @@ def test_a_damaged_log_is_named_as_such(tmp_path):
     data = bytearray(path.read_bytes())
     data[-6] ^= 1  # the last but one record
     path.write_bytes(data)
-    with pytest.raises(LogError, match="record 6 .* is damaged; 6 steps before it are intact"):
+    with pytest.raises(LogError, match=r"record 6 .* is damaged; 6 steps before it are intact"):
         trainer(tmp_path).train(resume_from_checkpoint=str(path))
 
 
