@@ -21,7 +21,7 @@ from justforward.scoring import ScoringEngine
 from justforward.scoring.generation import GenerationSettings, Generator
 from justforward.tasks import get_task, names
 
-SAMPLES = 12
+SAMPLES = 6
 NEW_TOKENS = 20
 
 
@@ -50,7 +50,7 @@ def scoring(figure: str, model: torch.nn.Module, rows: list[Row], samples: int) 
             engine.score(rows)
 
     tokens = {"fed": plan.fed_tokens, "one_by_one": plan.plain_tokens}
-    line = compare(figure, {"justforward": ours, "one by one": lambda: one_by_one(model, rows)}, runs=3, tokens=tokens)
+    line = compare(figure, {"justforward": ours, "one by one": lambda: one_by_one(model, rows)}, runs=2, warmup=0, tokens=tokens)
     _rate(line, samples)
 
 
@@ -61,7 +61,7 @@ def generation(figure: str, loaded: LoadedModel, prompts: list[tuple[int, ...]])
         "justforward": lambda: generator.generate(prompts),
         "one by one": lambda: [generator.generate([p]) for p in prompts],
     }
-    _rate(compare(figure, contenders, runs=3), len(prompts))
+    _rate(compare(figure, contenders, runs=2, warmup=0), len(prompts))
 
 
 def _rate(line: dict, samples: int) -> None:
