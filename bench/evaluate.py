@@ -50,7 +50,9 @@ def scoring(figure: str, model: torch.nn.Module, rows: list[Row], samples: int) 
             engine.score(rows)
 
     tokens = {"fed": plan.fed_tokens, "one_by_one": plan.plain_tokens}
-    line = compare(figure, {"justforward": ours, "one by one": lambda: one_by_one(model, rows)}, runs=2, warmup=0, tokens=tokens)
+    line = compare(
+        figure, {"justforward": ours, "one by one": lambda: one_by_one(model, rows)}, runs=2, warmup=0, tokens=tokens
+    )
     _rate(line, samples)
 
 
