@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.golden import DATA, MODEL
 
-from justforward import tasks
+from justforward import replay, tasks
 from justforward.arguments import parse
 from justforward.cli import main
 
@@ -61,6 +61,9 @@ def check_command(words):
 
 def check_arguments(words):
     """Arguments of run.py are parsed and checked; the folder of data that they name is made where the test runs."""
+    if words[0] in ("log", "replay"):
+        replay.parse(words[0], words[1:])
+        return
     if "--data_dir" in words:
         Path(words[words.index("--data_dir") + 1]).mkdir(exist_ok=True)
     parse(words)
