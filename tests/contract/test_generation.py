@@ -29,8 +29,8 @@ class Numbers:
         return [STOP] if text == "\n" else []
 
     def batch_decode(self, rows: torch.Tensor, skip_special_tokens: bool = True) -> list[str]:
-        # A finished beam is filled up with its stop token, a newline in real life, which is stripped.
-        ends = [row.index(STOP) + 1 if STOP in row else len(row) for row in rows.tolist()]
+        # A finished beam may end in its stop token, a newline in real life, which is stripped.
+        ends = [row.index(STOP) if STOP in row else len(row) for row in rows.tolist()]
         cut = [row[:end] for row, end in zip(rows.tolist(), ends, strict=True)]
         return [" ".join(str(t) for t in row if t not in (0, EOS)) for row in cut]
 
@@ -54,7 +54,7 @@ def greedy(model: Any, prompt: Sequence[int]) -> str:
         ids.append(int(model(input_ids=row, attention_mask=torch.ones_like(row)).logits[0, -1].argmax()))
         if ids[-1] in (STOP, EOS):
             break
-    return " ".join(str(t) for t in ids[len(prompt) :] if t not in (0, EOS))
+    return " ".join(str(t) for t in ids[len(prompt) :] if t not in (0, EOS, STOP))
 
 
 @pytest.mark.parametrize("prefix", [False, True], ids=["plain", "prefix"])
