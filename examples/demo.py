@@ -104,6 +104,7 @@ def main(seed: int = 0) -> None:
         "--train_set_seed", str(seed), "--seed", str(seed), "--max_steps", "100", "--per_device_train_batch_size", "16",
         "--learning_rate", "5e-5", "--zo_eps", "1e-3", "--lr_scheduler_type", "constant", "--logging_steps", "10",
         "--eval_strategy", "steps", "--eval_steps", "20", "--save_strategy", "no", "--save_model",
+        "--overwrite_output_dir",
         "--output_dir", str(output), "--result_file", str(after),
     ])
     # fmt: on

@@ -27,7 +27,7 @@ from justforward.probe import linear_probe
 from justforward.prompts import PromptEncoder
 from justforward.replay import write_card
 from justforward.results import result_name, write_json, write_jsonl
-from justforward.resuming import find_checkpoint, job_record, write_record
+from justforward.resuming import AlreadyTrained, StopIfFinished, find_checkpoint, job_record, write_record
 from justforward.rewards import RewardObjective, find_reward
 from justforward.scoring import ScoringEngine
 from justforward.scoring.generation import GenerationSettings, Generator
@@ -44,7 +44,7 @@ def run(parsed: Parsed) -> None:
     job = parsed.job
     task = get_task(job.task_name)
     splits = task.load(job.data_dir)
-    arguments = parsed.training()
+    arguments = _training(parsed)
     sets = train_sets(
         len(splits.train),
         num_train=job.num_train,
@@ -148,7 +148,7 @@ class Experiment:
         objective = self._objective(evaluator)
         arguments = self.arguments
         if folder is not None:
-            arguments = self.parsed.training(output_dir=str(Path(arguments.output_dir or ".") / folder))
+            arguments = _training(self.parsed, output_dir=str(Path(arguments.output_dir or ".") / folder))
         record = job_record(asdict(self.job), arguments, train_set=train_set)
         checkpoint = self._checkpoint(arguments, record)
         kind, more = ObjectiveTrainer, {}
@@ -162,11 +162,17 @@ class Experiment:
             train_dataset=[objective.encode(evaluator.encoder, s) for s in train],
             eval_dataset=[objective.encode(evaluator.encoder, s) for s in dev],
             processing_class=loaded.tokenizer,
-            callbacks=[SaveOnInterrupt()] if self.job.save_on_interrupt else None,
+            callbacks=[StopIfFinished(), *([SaveOnInterrupt()] if self.job.save_on_interrupt else [])],
             **more,
         )
+        facts: dict[str, Any] = {}
         try:
             output = trainer.train(resume_from_checkpoint=checkpoint)
+            facts = {"train_loss": output.training_loss, "train_seconds": round(output.metrics["train_runtime"], 2)}
+        except AlreadyTrained:
+            logger.info("all %d steps were made before: evaluating", trainer.state.global_step)
+            if arguments.load_best_model_at_end and trainer.state.best_model_checkpoint:
+                trainer._load_best_model()
         except DivergenceError as error:
             raise SystemExit(f"justforward: {error}") from error
         trainer.save_state()
@@ -177,11 +183,7 @@ class Experiment:
             trainer.save_model()
         if isinstance(trainer, ObjectiveMeZOTrainer) and trainer.log_path.exists() and arguments.process_index == 0:
             write_card(trainer.log_path.parent)
-        facts = {
-            "train_steps": output.global_step,
-            "train_loss": output.training_loss,
-            "train_seconds": round(output.metrics["train_runtime"], 2),
-        }
+        facts = {"train_steps": trainer.state.global_step, **facts}
         if isinstance(trainer, ObjectiveMeZOTrainer) and trainer.mezo is not None:
             facts |= {"skipped_steps": trainer.mezo.skipped, "zero_steps": trainer.mezo.zero_steps}
         return facts
@@ -349,6 +351,13 @@ def _advance(bar: tqdm) -> Callable[[int], None]:
         bar.update(samples)
 
     return advance
+
+
+def _training(parsed: Parsed, **overrides: Any) -> TrainingArguments:
+    arguments = parsed.training(**overrides)
+    # Without a GPU there is nothing to pin memory for, and torch warns.
+    arguments.dataloader_pin_memory = arguments.dataloader_pin_memory and arguments.device.type == "cuda"
+    return arguments
 
 
 class _AboveProgressBars(logging.Handler):

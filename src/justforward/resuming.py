@@ -13,13 +13,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from justforward.optim.trajectory import FILE_NAME, read
 from justforward.results import write_json
 from justforward.trajectory_trainer import put_aside
 
 logger = logging.getLogger(__name__)
+
+
+class AlreadyTrained(Exception):
+    """All steps were made before: the model is loaded, and there is nothing to train."""
+
+
+class StopIfFinished(TrainerCallback):
+    """Raises AlreadyTrained where a training continues behind its last step; the Trainer would make one more."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """See the class."""
+        if state.global_step >= state.max_steps > 0:
+            raise AlreadyTrained
+
 
 RECORD = "justforward_job.json"
 """In the output folder: the arguments that its checkpoints depend on."""

@@ -106,6 +106,23 @@ def test_sigkill_at_random_moments_loses_nothing_and_repeats_nothing():
     assert read(log).steps == read(Path("whole/trajectory.log")).steps
 
 
+@pytest.mark.parametrize("saving", [[], ["--save_strategy", "steps", "--save_steps", "4"]])
+@pytest.mark.parametrize("trainer", ["zo", "regular"])
+def test_a_finished_job_given_again_is_evaluated_only(trainer, saving, capsys):
+    words = [*JOB, "--trainer", trainer, *saving, "--result_file", "r.json", "--output_dir"]
+    assert main([*words, "out"]) == 0
+    first, model = json.loads(Path("r.json").read_text()), weights("out")
+    capsys.readouterr()
+    assert main([*words, "out"]) == 0
+    again = json.loads(Path("r.json").read_text())
+    assert equal(weights("out"), model)
+    assert (again["accuracy"], again["train_steps"]) == (first["accuracy"], 12)
+    if trainer == "zo":
+        assert len(read(Path("out/trajectory.log")).steps) == 12
+    if trainer == "zo" or saving:
+        assert "all 12 steps were made before" in capsys.readouterr().err
+
+
 def test_checkpoints_without_weights():
     # fmt: off
     saving = ["--save_strategy", "steps", "--save_steps", "4", "--eval_strategy", "steps", "--eval_steps", "4",
