@@ -321,7 +321,7 @@ class Experiment:
         path = Path(job.result_file) if job.result_file else Path("result") / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            probe = path.parent / f".{path.name}.probe"
+            probe = path.parent / f".{path.name}.{os.getpid()}.probe"  # each of several processes tries
             probe.touch()
             probe.unlink()
         except OSError as error:
