@@ -123,7 +123,7 @@ def test_stochastic_rounding_is_the_reference(noise, device, short, distribution
     after = before.to(device, copy=True)
     noise.add_([after], [KEY], scale, 0.01, distribution, starts=start, rounding="stochastic")
     values = summed(before.float().numpy(), drawn(distribution, KEY, start, size), scale, 0.01)
-    words = reference.rounding_words(KEY, start, size)
+    words = reference.rounding_words(KEY, start, size, distribution)
     assert_same_bits(after, of_bits(reference.round_stochastic(values, words, NAMES[short]), short))
 
 
@@ -211,6 +211,28 @@ def test_perturb_many_is_perturb_of_each(noise, device, distribution):
 
     noise.perturb_many(outs, sources, keys, 0.5, distribution=distribution)
     assert_same_bits(outs[2], updated(before[2], drawn(distribution, keys[2], 0, sizes[2]), 0.5))
+
+
+def test_mirrors_are_the_opposite_perturbation(noise, device, dtype, distribution):
+    sizes = [300, 1, 70_000, 0, 257]
+    keys = [noise_key(0, 0, 0, str(i)) for i in range(len(sizes))]
+    sources = [weights(size, dtype).to(device) for size in sizes]
+    first, second = [[torch.full_like(t, 7.0) for t in sources] for _ in range(2)]
+    noise.perturb_many(first, sources, keys, 0.25, 5, distribution, mirrors=second)
+    for outs, scale in ((first, 0.25), (second, -0.25)):
+        alone = [torch.empty_like(t) for t in sources]
+        noise.perturb_many(alone, sources, keys, scale, 5, distribution)
+        for out, expected in zip(outs, alone, strict=True):
+            assert_same_bits(out, expected.cpu())
+
+
+def test_mirrored_rows_are_the_opposite_perturbation(noise, device, dtype, distribution):
+    table, rows = weights(50 * 257, dtype).view(50, 257).to(device), torch.tensor([49, 0, 7, 8, 21], device=device)
+    first, second, alone = (torch.empty(5, 257, dtype=dtype, device=device) for _ in range(3))
+    noise.perturb_rows(first, table, rows, KEY, 0.25, distribution, mirror=second)
+    for out, scale in ((first, 0.25), (second, -0.25)):
+        noise.perturb_rows(alone, table, rows, KEY, scale, distribution)
+        assert_same_bits(out, alone.cpu())
 
 
 @pytest.mark.parametrize("width", [1, 5, 64, 255, 257, 770, 8193])

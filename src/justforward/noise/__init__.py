@@ -58,8 +58,8 @@ class NoiseBackend(Protocol):
         to fp32; decay 0 is a factor of exactly 1. Strided tensors work, through a copy of one tensor at a time.
 
         `rounding` is for 16-bit weights, whose grid is coarser than most updates; float32 is always rounded to nearest.
-        "nearest": to nearest even. "stochastic": to one of the two neighbours by chance, so that the mean is exact; the
-        random bits are a function of key and element, independent of z. "compensated": to nearest, and what was lost
+        "nearest": to nearest even. "stochastic": to one of the two neighbours by chance, so that the mean is right; the
+        random bits are a function of key and element. "compensated": to nearest, and what was lost
         stays in `residuals`, one contiguous int16 tensor of the weight's shape per 16-bit tensor and None per float32
         one. Weight and residual together are an fp32 master, which is what the update reads and writes: begin with
         zeros, keep the two together, and zero the residual of a weight that anyone else writes.
@@ -98,8 +98,12 @@ class NoiseBackend(Protocol):
         scale: float | Sequence[float],
         starts: int | Sequence[int] = 0,
         distribution: str = "gaussian",
+        mirrors: Sequence[torch.Tensor] | None = None,
     ) -> None:
-        """`perturb` of several tensors in one launch; `scale` and `starts` are one number or one per tensor."""
+        """`perturb` of several tensors in one launch; `scale` and `starts` are one number or one per tensor.
+
+        `mirrors` get what `-scale` would give, from the same draw.
+        """
         ...
 
     def perturb_rows(
@@ -110,10 +114,12 @@ class NoiseBackend(Protocol):
         key: int,
         scale: float,
         distribution: str = "gaussian",
+        mirror: torch.Tensor | None = None,
     ) -> None:
         """Write the rows that an embedding looks up into `out`: out[u] <- the row rows[u] of `perturb`'s result.
 
         `tensor` is [R, H], `rows` int64 [U] with values from 0 to R - 1 and `out` [U, H]. Only these rows' z is drawn.
+        `mirror`, [U, H], gets what `-scale` would give, from the same draw.
         Raises ValueError as `perturb` does, and where a row is out of range.
         """
         ...

@@ -33,13 +33,14 @@ class Update:
 
 
 class Copy(NamedTuple):
-    """One tensor of a launch: out <- tensor + scale * z(key, start ...)."""
+    """One tensor of a launch: out <- tensor + scale * z(key, start ...), and mirror <- tensor - scale * z."""
 
     out: torch.Tensor
     tensor: torch.Tensor
     key: int
     start: int
     scale: float
+    mirror: torch.Tensor | None
 
 
 def updates(
@@ -75,22 +76,33 @@ def copies(
     keys: Sequence[int],
     scale: float | Sequence[float],
     starts: int | Sequence[int],
+    mirrors: Sequence[torch.Tensor] | None = None,
 ) -> list[Copy]:
     """The arguments of `NoiseBackend.perturb_many`, checked, one record per tensor."""
     count = len(tensors)
     if len(outs) != count or len(keys) != count:
         raise ValueError(f"outs: {len(outs)} and keys: {len(keys)} for {count} tensors")
-    result = list(map(Copy, outs, tensors, keys, _each(starts, count, "starts"), _each(scale, count, "scale")))
-    for out, tensor, key, start, s in result:
+    if mirrors is not None and len(mirrors) != count:
+        raise ValueError(f"mirrors: {len(mirrors)} for {count} tensors")
+    begins, scales = _each(starts, count, "starts"), _each(scale, count, "scale")
+    result = list(map(Copy, outs, tensors, keys, begins, scales, mirrors or [None] * count))
+    for out, tensor, key, start, s, mirror in result:
         check_draw(device, tensor, key, start)
-        _check_out(device, out, tensor.shape, tensor)
+        for written in (out,) if mirror is None else (out, mirror):
+            _check_out(device, written, tensor.shape, tensor)
         check_finite("scale", s)
-    _check_distinct(outs)
+    _check_distinct([*outs, *(mirrors or ())])
     return result
 
 
 def check_rows(
-    device: str, out: torch.Tensor, tensor: torch.Tensor, rows: torch.Tensor, key: int, scale: float
+    device: str,
+    out: torch.Tensor,
+    tensor: torch.Tensor,
+    rows: torch.Tensor,
+    key: int,
+    scale: float,
+    mirror: torch.Tensor | None = None,
 ) -> None:
     """Check the arguments of `NoiseBackend.perturb_rows`."""
     check_draw(device, tensor, key, 0)
@@ -98,7 +110,8 @@ def check_rows(
         raise ValueError(f"perturb_rows takes a matrix and a list of rows, got {tensor.dim()} and {rows.dim()} axes")
     if rows.dtype != torch.int64 or rows.device != tensor.device:
         raise ValueError(f"rows must be int64 on {tensor.device}, is {rows.dtype} on {rows.device}")
-    _check_out(device, out, (rows.numel(), tensor.shape[1]), tensor)
+    for written in (out,) if mirror is None else (out, mirror):
+        _check_out(device, written, (rows.numel(), tensor.shape[1]), tensor)
     check_finite("scale", scale)
     if rows.numel():
         low, high = (int(bound) for bound in rows.aminmax())

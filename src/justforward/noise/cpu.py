@@ -1,19 +1,17 @@
-"""The CPU backend: cuts all tensors of a launch into pieces and runs the compiled kernel over them on a few threads."""
+"""The CPU backend: cuts all tensors of a launch into pieces and runs the compiled kernel over them on torch's threads."""
 
 from __future__ import annotations
 
 import functools
 import os
 import sys
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from justforward.noise import kernels
+from justforward.noise import kernels, openmp
 from justforward.noise.checks import (
     Update,
     check_definition,
@@ -26,22 +24,11 @@ from justforward.noise.checks import (
 )
 
 KINDS = {torch.float32: kernels.FP32, torch.bfloat16: kernels.BF16, torch.float16: kernels.FP16}
-BITS = {torch.float32: (torch.int32, np.uint32), torch.bfloat16: (torch.int16, np.uint16)}
-BITS[torch.float16] = BITS[torch.bfloat16]
 MODES = {"nearest": kernels.NEAREST, "stochastic": kernels.STOCHASTIC, "compensated": kernels.COMPENSATED}
-NONE = np.empty(0, np.int16)
 
-# A piece keeps a core busy for about half a millisecond; a launch below ALONE is not worth waking a thread for.
-PIECE = 1 << 20
-ALONE = 1 << 16
-
-
-class Piece(NamedTuple):
-    """A share of a launch: how many elements it writes, and a kernel with its arguments."""
-
-    size: int
-    kernel: Callable[..., None]
-    arguments: tuple
+# A piece is at most PIECE elements (half a millisecond of a core) and at least SMALLEST; a launch below ALONE elements
+# is not worth a second thread. Whole Rademacher blocks: a piece draws no block that another draws too.
+PIECE, SMALLEST, ALONE = 1 << 20, 1 << 13, 1 << 14
 
 
 class CpuNoise:
@@ -64,12 +51,11 @@ class CpuNoise:
         """See `NoiseBackend.add_`."""
         binary = is_binary(distribution)
         todo = updates("cpu", tensors, keys, scale, decay, starts, rounding, residuals)
-        flat = [u for u in todo if u.tensor.is_contiguous()]
-        _launch([piece for u in flat for piece in _update_pieces(u, u.tensor, rounding, binary)])
+        _launch([_update(u, u.tensor, rounding, binary) for u in todo if u.tensor.is_contiguous()])
         for u in todo:
             if not u.tensor.is_contiguous():
                 copy = u.tensor.detach().contiguous()
-                _launch(list(_update_pieces(u, copy, rounding, binary)))
+                _launch([_update(u, copy, rounding, binary)])
                 u.tensor.detach().copy_(copy)
         mark_written(tensors)
         mark_written(u.residual for u in todo if u.residual is not None)
@@ -79,7 +65,7 @@ class CpuNoise:
         binary = is_binary(distribution)
         check_draw("cpu", tensor, key, start)
         flat = tensor if tensor.is_contiguous() else torch.empty(tensor.shape, dtype=tensor.dtype)
-        _launch(list(_pieces(flat, flat, key, start, binary, mode=kernels.FILL)))
+        _launch([_row(flat, flat, key, start, binary, mode=kernels.FILL)])
         if flat is not tensor:
             tensor.detach().copy_(flat)
         mark_written([tensor])
@@ -104,12 +90,13 @@ class CpuNoise:
         scale: float | Sequence[float],
         starts: int | Sequence[int] = 0,
         distribution: str = "gaussian",
+        mirrors: Sequence[torch.Tensor] | None = None,
     ) -> None:
         """See `NoiseBackend.perturb_many`."""
         binary = is_binary(distribution)
-        todo = copies("cpu", outs, tensors, keys, scale, starts)
-        _launch([piece for c in todo for piece in _pieces(c.out, c.tensor, c.key, c.start, binary, scale=c.scale)])
-        mark_written(outs)
+        todo = copies("cpu", outs, tensors, keys, scale, starts, mirrors)
+        _launch([_row(c.out, c.tensor, c.key, c.start, binary, scale=c.scale, mirror=c.mirror) for c in todo])
+        mark_written([*outs, *(mirrors or ())])
 
     def perturb_rows(
         self,
@@ -119,12 +106,22 @@ class CpuNoise:
         key: int,
         scale: float,
         distribution: str = "gaussian",
+        mirror: torch.Tensor | None = None,
     ) -> None:
         """See `NoiseBackend.perturb_rows`."""
         binary = is_binary(distribution)
-        check_rows("cpu", out, tensor, rows, key, scale)
-        _launch(list(_row_pieces(out, tensor, rows, key, binary, scale)))
-        mark_written([out])
+        check_rows("cpu", out, tensor, rows, key, scale, mirror)
+        table = np.repeat(_table([_row(out, tensor, key, 0, binary, scale=scale, mirror=mirror)]), len(rows), axis=0)
+        width = np.uint64(tensor.shape[1])
+        size, at = width * np.uint64(tensor.element_size()), np.arange(len(rows), dtype=np.uint64)
+        index = rows.contiguous().numpy().astype(np.uint64)
+        table[:, kernels.SIZE], table[:, kernels.START] = width, index * width
+        table[:, kernels.DST] += at * size
+        table[:, kernels.SRC] += index * size
+        if mirror is not None:
+            table[:, kernels.MIRROR] += at * size
+        _run(table, int(len(rows) * width))
+        mark_written([out] if mirror is None else [out, mirror])
 
 
 @functools.cache
@@ -135,16 +132,15 @@ def load() -> CpuNoise:
     return noise
 
 
-def _update_pieces(update: Update, memory: torch.Tensor, rounding: str, binary: bool) -> Iterator[Piece]:
+def _update(update: Update, memory: torch.Tensor, rounding: str, binary: bool) -> list[int]:
     mode = kernels.NEAREST if memory.dtype == torch.float32 else MODES[rounding]
-    residual = NONE if update.residual is None else update.residual.detach().view(-1).numpy()
-    return _pieces(
+    return _row(
         memory, memory, update.key, update.start, binary,
-        scale=update.scale, keep=update.keep, mode=mode, residual=residual,
+        scale=update.scale, keep=update.keep, mode=mode, residual=update.residual,
     )  # fmt: skip
 
 
-def _pieces(
+def _row(
     dst: torch.Tensor,
     src: torch.Tensor,
     key: int,
@@ -154,49 +150,61 @@ def _pieces(
     scale: float = 0.0,
     keep: float = 1.0,
     mode: int = kernels.NEAREST,
-    residual: np.ndarray = NONE,
-) -> Iterator[Piece]:
-    to, of, kind = _bits(dst), _bits(src), KINDS[dst.dtype]
-    numbers = np.float32(keep), np.float32(scale)
-    for at in range(0, to.size, PIECE):
-        end = min(at + PIECE, to.size)
-        here = to[at:end], of[at:end], residual[at:end], kind, mode, binary
-        yield Piece(end - at, kernels.run, (*here, np.uint64(key), np.uint64(start + at), *numbers))
+    residual: torch.Tensor | None = None,
+    mirror: torch.Tensor | None = None,
+) -> list[int]:
+    """A row of a launch's table, in the order of `kernels.COLUMNS`; `_pieces` cuts it up."""
+    addresses = [dst.data_ptr(), _address(mirror), src.data_ptr(), _address(residual)]
+    return [*addresses, dst.numel(), key, start, _float_bits(keep), _float_bits(scale), KINDS[dst.dtype], mode, binary]
 
 
-def _row_pieces(
-    out: torch.Tensor, tensor: torch.Tensor, rows: torch.Tensor, key: int, binary: bool, scale: float
-) -> Iterator[Piece]:
-    width = tensor.shape[1]
-    to, of = _bits(out).reshape(out.shape), _bits(tensor).reshape(tensor.shape)
-    index = rows.contiguous().numpy()
-    step = max(1, PIECE // max(1, width))
-    for at in range(0, index.size, step):
-        here = index[at : at + step]
-        arguments = to[at : at + step], of, here, KINDS[out.dtype], binary, np.uint64(key), np.float32(scale)
-        yield Piece(here.size * width, kernels.run_rows, arguments)
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
-def _launch(pieces: list[Piece]) -> None:
-    """Run all pieces, on the caller's thread and, where there is enough to do, on the pool's."""
-    todo = deque(pieces)
+def _float_bits(value: float) -> int:
+    return int(np.float32(value).view(np.uint32))
 
-    def work() -> None:
-        while True:
-            try:
-                piece = todo.popleft()
-            except IndexError:
-                return
-            piece.kernel(*piece.arguments)
 
-    helpers = min(torch.get_num_threads(), len(pieces)) - 1
-    if helpers < 1 or sum(piece.size for piece in pieces) <= ALONE:
-        work()
-        return
-    pending = [_pool(torch.get_num_threads() - 1).submit(work) for _ in range(helpers)]
-    work()
-    for future in pending:
-        future.result()
+def _table(rows: list[list[int]]) -> np.ndarray:
+    return np.array(rows, dtype=np.uint64).reshape(-1, kernels.COLUMNS)
+
+
+def _launch(rows: list[list[int]]) -> None:
+    """Cut the rows into pieces of nearly equal size, and run them."""
+    total = sum(row[kernels.SIZE] for row in rows)
+    share = -(-total // (4 * torch.get_num_threads()))
+    piece = min(PIECE, max(SMALLEST, -(-share // SMALLEST) * SMALLEST))
+    _run(_table([cut for row in rows for cut in _pieces(row, piece)]), total)
+
+
+def _pieces(row: list[int], piece: int) -> list[list[int]]:
+    size = row[kernels.SIZE]
+    if size <= piece:
+        return [row]
+    width = 4 if row[kernels.KIND] == kernels.FP32 else 2
+    steps = ((kernels.DST, width), (kernels.SRC, width), (kernels.MIRROR, width), (kernels.RESIDUAL, 2))
+    cuts = []
+    for at in range(0, size, piece):
+        cut = list(row)
+        for column, step in steps:
+            if row[column]:
+                cut[column] += at * step
+        cut[kernels.SIZE], cut[kernels.START] = min(piece, size - at), row[kernels.START] + at
+        cuts.append(cut)
+    return cuts
+
+
+def _run(table: np.ndarray, elements: int) -> None:
+    """Run a table's pieces: alone where there is little to do, else on torch's own threads or, failing them, a pool."""
+    threads = min(torch.get_num_threads(), len(table))
+    if threads < 2 or elements <= ALONE or _forked:
+        kernels.share(table, 0, 1)
+    elif not openmp.run(table, torch.get_num_threads()):
+        pending = [_pool(threads).submit(kernels.share, table, i, threads) for i in range(1, threads)]
+        kernels.share(table, 0, threads)
+        for future in pending:
+            future.result()
 
 
 @functools.lru_cache(maxsize=1)
@@ -204,12 +212,9 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="justforward-noise")
 
 
-# A forked child has the pool but none of its threads.
+_forked: list[bool] = []
+
+
+# A forked child has neither the team's nor the pool's threads.
 if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_pool.cache_clear)
-
-
-def _bits(tensor: torch.Tensor) -> np.ndarray:
-    """The memory of a contiguous tensor as a flat array of unsigned integers."""
-    signed, unsigned = BITS[tensor.dtype]
-    return tensor.detach().view(signed).numpy().reshape(-1).view(unsigned)
+    os.register_at_fork(after_in_child=lambda: _forked.append(True))

@@ -4,6 +4,8 @@ No fastmath, so LLVM may not reorder or fuse anything. The casts keep every inte
 would widen it; Philox words stay in 64-bit lanes, whose upper halves are garbage that nobody reads: that is the form in
 which LLVM needs one vector multiply per product and no shuffles.
 
+A launch is a table, one row of 64-bit integers per piece of a tensor; `share` is one thread's part of it.
+
 numba's cache on disk sees changes of this file only: touch it when a constant of noise.reference changes.
 """
 
@@ -12,7 +14,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
+from numba import carray, njit, types
+from numba.extending import intrinsic
 
 from justforward.noise import reference
 from justforward.noise.reference import GAUSSIAN_BLOCK, LANES, MINUS_2_LN2, RADEMACHER_BLOCK
@@ -35,19 +38,67 @@ C0, C1, C2, C3 = reference.COS_COEFFICIENTS
 S0, S1, S2, S3 = reference.SIN_COEFFICIENTS
 FP16_NORMAL, FP16_BIAS = reference.FP16_NORMAL, reference.FP16_BIAS
 
+# Columns of a launch's table: addresses, counts of elements, fp32 numbers as bits, and flags. MIRROR and RESIDUAL are 0
+# where there is none.
+DST, MIRROR, SRC, RESIDUAL, SIZE, KEY, START, KEEP, SCALE, KIND, MODE, BINARY = range(12)
+COLUMNS = 12
+
 jit = njit(nogil=True, cache=True)
+omp_get_thread_num = types.ExternalFunction("omp_get_thread_num", types.int32())
+omp_get_num_threads = types.ExternalFunction("omp_get_num_threads", types.int32())
+
+
+def on_team(table):
+    """What each thread of an OpenMP team runs; compiled as a C function of the address of a table.
+
+    The first word is the number of rows, which follow.
+    """
+    count = np.int64(carray(table, 1, np.uint64)[0])
+    rows = carray(table, 1 + count * COLUMNS, np.uint64)[1:].reshape(count, COLUMNS)
+    share(rows, omp_get_thread_num(), omp_get_num_threads())
+
+
+@intrinsic
+def pointer(typing, address):
+    """An address as a pointer to anything."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(types.uint64), generate
 
 
 @jit
-def run(dst, src, residuals, kind, mode, binary, key, start, keep, scale):
+def share(table, me, team):
+    """Rows me, me + team, me + 2 team, ... of a launch's table."""
+    for i in range(me, len(table), team):
+        row = table[i]
+        n = np.int64(row[SIZE])
+        mirrored = n if row[MIRROR] != 0 else 0
+        residuals = carray(pointer(row[RESIDUAL]), n if row[RESIDUAL] != 0 else 0, np.int16)
+        kind, mode, binary = np.int64(row[KIND]), np.int64(row[MODE]), row[BINARY] != 0
+        numbers = row[KEY], row[START], as_float(U(row[KEEP])), as_float(U(row[SCALE]))
+        if kind == FP32:
+            dst, src = carray(pointer(row[DST]), n, np.uint32), carray(pointer(row[SRC]), n, np.uint32)
+            mirror = carray(pointer(row[MIRROR]), mirrored, np.uint32)
+            run(dst, mirror, src, residuals, kind, mode, binary, *numbers)
+        else:
+            dst2, src2 = carray(pointer(row[DST]), n, np.uint16), carray(pointer(row[SRC]), n, np.uint16)
+            mirror2 = carray(pointer(row[MIRROR]), mirrored, np.uint16)
+            run(dst2, mirror2, src2, residuals, kind, mode, binary, *numbers)
+
+
+@jit
+def run(dst, mirror, src, residuals, kind, mode, binary, key, start, keep, scale):
     """One flat piece, from element `start` on: dst <- round(src * keep + scale * z), or round(z) if `mode` is FILL.
 
     dst and src are the bits of the weights (uint32 or uint16 of one length; they may be the same memory), `kind` their
     dtype; `mode` is the rounding, of which COMPENSATED reads and writes `residuals` (int16), and only NEAREST takes
-    FP32; `binary` takes Rademacher signs for z. keep and scale are fp32, key and start uint64.
+    FP32; `binary` takes Rademacher signs for z. keep and scale are fp32, key and start uint64. mirror, where it is not
+    empty, gets round(src * keep - scale * z), to nearest, from the same draw.
     """
     words, chance = np.empty(GAUSSIAN_BLOCK, np.uint32), np.empty(GAUSSIAN_BLOCK, np.uint32)
-    z = np.empty(GAUSSIAN_BLOCK, np.float32)
+    z, opposite = np.empty(GAUSSIAN_BLOCK, np.float32), np.empty(GAUSSIAN_BLOCK, np.float32)
     size = dst.size
     done = 0
     drawn = -1
@@ -64,6 +115,11 @@ def run(dst, src, residuals, kind, mode, binary, key, start, keep, scale):
         offset = first % GAUSSIAN_BLOCK
         count = min(GAUSSIAN_BLOCK - offset, size - done)
         values, end = z[offset : offset + count], done + count
+        if mirror.size:
+            for j in range(count):
+                opposite[j] = values[j]
+            combine(opposite[:count], src[done:end], kind, keep, -scale)
+            round_into(mirror[done:end], opposite[:count], kind)
         if mode == COMPENSATED:
             combine_masters(values, src[done:end], residuals[done:end], kind, keep, scale)
             split_into(dst[done:end], residuals[done:end], values, kind)
@@ -71,24 +127,14 @@ def run(dst, src, residuals, kind, mode, binary, key, start, keep, scale):
             if mode != FILL:
                 combine(values, src[done:end], kind, keep, scale)
             if mode == STOCHASTIC:
-                philox(chance, first // GAUSSIAN_BLOCK, key, ROUNDING_DOMAIN)
+                if binary:
+                    philox(chance, first // GAUSSIAN_BLOCK, key, ROUNDING_DOMAIN)
+                else:
+                    spare_bits(chance, words)
                 round_by_chance(dst[done:end], values, chance[offset : offset + count], kind)
             else:
                 round_into(dst[done:end], values, kind)
         done = end
-
-
-@jit
-def run_rows(dst, src, rows, kind, binary, key, scale):
-    """Rows of one matrix: dst[u] <- round(src[r] + scale * z), with r = rows[u] and z of that row's own elements.
-
-    dst and src are the bits of the weights, two-dimensional; the other arguments are those of `run`.
-    """
-    width = src.shape[1]
-    none = np.empty(0, np.int16)
-    for u in range(rows.size):
-        r = rows[u]
-        run(dst[u], src[r], none, kind, NEAREST, binary, key, W(r * width), F(1), scale)
 
 
 @jit
@@ -122,6 +168,16 @@ def normals(z, words):
     for j in range(LANES):
         z[j], z[LANES + j] = box_muller(words[j], words[LANES + j])
         z[2 * LANES + j], z[3 * LANES + j] = box_muller(words[2 * LANES + j], words[3 * LANES + j])
+
+
+@jit
+def spare_bits(chance, words):
+    """Gaussian words to words whose lower halves round, as reference.rounding_words."""
+    for j in range(LANES):
+        chance[j] = words[j] ^ words[LANES + j]
+        chance[LANES + j] = words[LANES + j]
+        chance[2 * LANES + j] = words[2 * LANES + j] ^ words[3 * LANES + j]
+        chance[3 * LANES + j] = words[3 * LANES + j]
 
 
 @jit
@@ -267,7 +323,7 @@ def to_fp16_by_chance(bits, word):
     if magnitude > U(0x477FE000):
         return to_fp16(bits)
     if magnitude < FP16_NORMAL:
-        half = U(U(U(I(as_float(magnitude) * F(2.0**45))) + U(word & U(0x1FFFFF))) >> U(21))
+        half = U(U(U(I(as_float(magnitude) * F(2.0**40))) + U(word & U(0xFFFF))) >> U(16))
     else:
         half = U(U(magnitude + U(word & U(0x1FFF)) - FP16_BIAS) >> U(13))
     return U(half | U(U(bits >> U(16)) & U(0x8000)))

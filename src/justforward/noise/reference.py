@@ -27,7 +27,7 @@ import numpy as np
 NOISE_VERSION = "philox4x32-10/box-muller/1"
 
 # The same for the stochastic and the compensated rounding.
-ROUNDING_VERSION = "stochastic/compensated-int16/1"
+ROUNDING_VERSION = "stochastic/compensated-int16/2"
 
 LANES = 64
 GAUSSIAN_BLOCK = 4 * LANES
@@ -126,13 +126,19 @@ def rademacher(key: int, start: int, count: int) -> np.ndarray:
     return np.float32(1) - np.float32(2) * bits.reshape(-1)[offset : offset + count].astype(np.float32)
 
 
-def rounding_words(key: int, start: int, count: int) -> np.ndarray:
+def rounding_words(key: int, start: int, count: int, distribution: str = "gaussian") -> np.ndarray:
     """What `round_stochastic` takes: a uint32 for each of the elements start .. start + count - 1, shape (count,).
 
-    Blocks, words and lanes are those of the Gaussian; the third word of the counter is 1, so z is independent of them.
+    Their lower 16 bits are used. Gaussian: words that the draw has made already, whose lower halves z hardly depends
+    on: word k of the counter for odd k, and for even k that word exclusive-or word k + 1, because the radius in the
+    farthest tail, |z| > 4.5, does depend on the lower half of its own. Rademacher: words in the Gaussian's order under
+    counters of their own, whose third word is 1.
     """
     first = start // GAUSSIAN_BLOCK
-    words = _block_words(key, first, -(-(start + count) // GAUSSIAN_BLOCK), ROUNDING_DOMAIN)
+    domain = ROUNDING_DOMAIN if distribution == "rademacher" else Z_DOMAIN
+    words = _block_words(key, first, -(-(start + count) // GAUSSIAN_BLOCK), domain).copy()
+    if distribution != "rademacher":
+        words[:, 0::2] ^= words[:, 1::2]
     offset = start - first * GAUSSIAN_BLOCK
     return words.reshape(-1)[offset : offset + count]
 
@@ -151,8 +157,8 @@ def round_stochastic(values: np.ndarray, words: np.ndarray, dtype: str) -> np.nd
     """fp32 values to one of their two neighbours in the dtype, by chance: E[result] = value. Bits, uint16.
 
     A random number of as many bits as fp32 has below the dtype's last, 16 or 13, from the low end of the word, is added
-    to the magnitude, and the sum cut off. fp16's subnormals: the same at a fixed point of 2^-45, to which the magnitude
-    is cut first; their step is 2^-24, so 21 bits are random. Beyond the largest finite value, and for NaN, to nearest.
+    to the magnitude, and the sum cut off. fp16's subnormals: the same at a fixed point of 2^-40, to which the magnitude
+    is cut first; their step is 2^-24, so 16 bits are random. Beyond the largest finite value, and for NaN, to nearest.
     """
     bits = values.view(np.uint32)
     magnitude = bits & np.uint32(0x7FFFFFFF)
@@ -161,8 +167,8 @@ def round_stochastic(values: np.ndarray, words: np.ndarray, dtype: str) -> np.nd
         largest = 0x7F7F0000
     else:
         normal = (magnitude + (words & np.uint32(0x1FFF)) - FP16_BIAS) >> np.uint32(13)
-        fixed = (_below(magnitude, FP16_NORMAL) * np.float32(2.0**45)).astype(np.uint32)
-        subnormal = (fixed + (words & np.uint32(0x1FFFFF))) >> np.uint32(21)
+        fixed = (_below(magnitude, FP16_NORMAL) * np.float32(2.0**40)).astype(np.uint32)
+        subnormal = (fixed + (words & np.uint32(0xFFFF))) >> np.uint32(16)
         half = np.where(magnitude < FP16_NORMAL, subnormal, normal)
         largest = 0x477FE000
     half = (half | _sign(bits)).astype(np.uint16)

@@ -63,7 +63,7 @@ def _flip(x, word):
 
 
 @triton.jit
-def _write(dst, src, residuals, at, size, z, word, keep, scale, MODE: tl.constexpr):
+def _write(dst, mirror, src, residuals, at, size, z, word, keep, scale, MODE: tl.constexpr, MIRROR: tl.constexpr):
     inside = (at >= 0) & (at < size)
     dtype = dst.dtype.element_ty
     if MODE == FILL:
@@ -71,6 +71,11 @@ def _write(dst, src, residuals, at, size, z, word, keep, scale, MODE: tl.constex
     else:
         weight = tl.load(src + at, mask=inside, other=0.0)
         value = weight.to(tl.float32)
+        if MIRROR:
+            opposite = value * keep - scale * z
+            if dtype != tl.float32:
+                opposite = _nearest(opposite, dtype).to(tl.uint16).to(dtype, bitcast=True)
+            tl.store(mirror + at, opposite, mask=inside)
         if MODE == COMPENSATED:
             residual = tl.load(residuals + at, mask=inside, other=0).to(tl.int32)
             value = _master(weight.to(tl.uint16, bitcast=True).to(tl.uint32), value, residual, dtype)
@@ -106,8 +111,8 @@ def _by_chance(value, nearest, word, dtype: tl.constexpr):
     magnitude = bits & 0x7FFFFFFF
     if dtype == tl.float16:
         small = magnitude < FP16_NORMAL
-        fixed = tl.where(small, magnitude, 0).to(tl.float32, bitcast=True) * 35184372088832.0
-        subnormal = (fixed.to(tl.int32).to(tl.uint32, bitcast=True) + (word & 0x1FFFFF)) >> 21
+        fixed = tl.where(small, magnitude, 0).to(tl.float32, bitcast=True) * 1099511627776.0
+        subnormal = (fixed.to(tl.int32).to(tl.uint32, bitcast=True) + (word & 0xFFFF)) >> 16
         half = tl.where(small, subnormal, (magnitude + (word & 0x1FFF) - FP16_BIAS) >> 13)
         beyond = magnitude > 0x477FE000
     else:
@@ -152,8 +157,8 @@ def _master(half, weight, residual, dtype: tl.constexpr):
 
 @triton.jit(do_not_specialize=["size", "start", "key_low", "key_high"])
 def _run(
-    dst, src, residuals, rows, size, start, key_low, key_high, keep, scale,
-    MODE: tl.constexpr, BINARY: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr,
+    dst, mirror, src, residuals, rows, size, start, key_low, key_high, keep, scale,
+    MODE: tl.constexpr, BINARY: tl.constexpr, ROWS: tl.constexpr, MIRROR: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Elements of BLOCKS blocks of 256; a Rademacher block of 8192 is 32 of them under the same words.
 
@@ -166,6 +171,8 @@ def _run(
         begin += tl.load(rows + u) * size
         src += tl.load(rows + u) * size
         dst += u * size
+        if MIRROR:
+            mirror += u * size
     row = tl.arange(0, BLOCKS * LANES)
     lane = row % LANES
     block = begin // GAUSSIAN_BLOCK + tl.program_id(1 if ROWS else 0).to(tl.int64) * BLOCKS + row // LANES
@@ -175,8 +182,8 @@ def _run(
     k0 = zero + key_low.to(tl.uint32, bitcast=True)
     k1 = zero + key_high.to(tl.uint32, bitcast=True)
     w0, w1, w2, w3 = tl.philox_impl(low, high, zero, zero, k0, k1, 10)
-    r0, r1, r2, r3 = w0, w1, w2, w3
-    if MODE == STOCHASTIC:
+    r0, r1, r2, r3 = w0 ^ w1, w1, w2 ^ w3, w3
+    if BINARY and MODE == STOCHASTIC:
         index = block * LANES + lane
         low, high = index.to(tl.uint32), (index >> 32).to(tl.uint32)
         r0, r1, r2, r3 = tl.philox_impl(low, high, zero + ROUNDING_DOMAIN, zero, k0, k1, 10)
@@ -190,10 +197,10 @@ def _run(
         z0, z1 = _box_muller(w0, w1)
         z2, z3 = _box_muller(w2, w3)
     at = block * GAUSSIAN_BLOCK + lane - begin
-    _write(dst, src, residuals, at, size, z0, r0, keep, scale, MODE)
-    _write(dst, src, residuals, at + LANES, size, z1, r1, keep, scale, MODE)
-    _write(dst, src, residuals, at + 2 * LANES, size, z2, r2, keep, scale, MODE)
-    _write(dst, src, residuals, at + 3 * LANES, size, z3, r3, keep, scale, MODE)
+    _write(dst, mirror, src, residuals, at, size, z0, r0, keep, scale, MODE, MIRROR)
+    _write(dst, mirror, src, residuals, at + LANES, size, z1, r1, keep, scale, MODE, MIRROR)
+    _write(dst, mirror, src, residuals, at + 2 * LANES, size, z2, r2, keep, scale, MODE, MIRROR)
+    _write(dst, mirror, src, residuals, at + 3 * LANES, size, z3, r3, keep, scale, MODE, MIRROR)
 
 
 class TritonNoise:
@@ -256,12 +263,13 @@ class TritonNoise:
         scale: float | Sequence[float],
         starts: int | Sequence[int] = 0,
         distribution: str = "gaussian",
+        mirrors: Sequence[torch.Tensor] | None = None,
     ) -> None:
         """See `NoiseBackend.perturb_many`; one launch per tensor."""
         binary = is_binary(distribution)
-        for c in copies(self.device, outs, tensors, keys, scale, starts):
-            _launch(c.out.detach(), c.tensor.detach(), c.key, c.start, c.scale, 1.0, binary)
-        mark_written(outs)
+        for c in copies(self.device, outs, tensors, keys, scale, starts, mirrors):
+            _launch(c.out.detach(), c.tensor.detach(), c.key, c.start, c.scale, 1.0, binary, mirror=c.mirror)
+        mark_written([*outs, *(mirrors or ())])
 
     def perturb_rows(
         self,
@@ -271,12 +279,13 @@ class TritonNoise:
         key: int,
         scale: float,
         distribution: str = "gaussian",
+        mirror: torch.Tensor | None = None,
     ) -> None:
         """See `NoiseBackend.perturb_rows`; the check of the rows waits for the device."""
         binary = is_binary(distribution)
-        check_rows(self.device, out, tensor, rows, key, scale)
-        _launch(out.detach(), tensor.detach(), key, 0, scale, 1.0, binary, rows=rows.contiguous())
-        mark_written([out])
+        check_rows(self.device, out, tensor, rows, key, scale, mirror)
+        _launch(out.detach(), tensor.detach(), key, 0, scale, 1.0, binary, rows=rows.contiguous(), mirror=mirror)
+        mark_written([out] if mirror is None else [out, mirror])
 
 
 @functools.cache
@@ -299,6 +308,7 @@ def _launch(
     mode: str = "nearest",
     residual: torch.Tensor | None = None,
     rows: torch.Tensor | None = None,
+    mirror: torch.Tensor | None = None,
 ) -> None:
     if dst.numel() == 0:
         return
@@ -310,6 +320,7 @@ def _launch(
     low, high = np.array([key], dtype="<u8").view("<i4").tolist()
     with torch.cuda.device(dst.device) if dst.is_cuda else torch.no_grad():
         _run[(programs,) if rows is None else (rows.numel(), programs)](  # pyright: ignore[reportIndexIssue]
-            dst, src, residual, rows, size, start, low, high, float(np.float32(keep)), float(np.float32(scale)),
-            MODE=MODES[mode], BINARY=binary, ROWS=rows is not None, BLOCKS=BLOCKS, enable_fp_fusion=False,
+            dst, None if mirror is None else mirror.detach(), src, residual, rows, size, start, low, high,
+            float(np.float32(keep)), float(np.float32(scale)), MODE=MODES[mode], BINARY=binary, ROWS=rows is not None,
+            MIRROR=mirror is not None, BLOCKS=BLOCKS, enable_fp_fusion=False,
         )  # fmt: skip
