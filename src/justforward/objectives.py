@@ -6,6 +6,7 @@ An objective encodes a sample into an `Example` once, before training. At a step
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from justforward.prompts import PromptEncoder, Row
 from justforward.registry import Registry
-from justforward.scoring import Plan, ScoringEngine
+from justforward.scoring import Plan, Scores, ScoringEngine
 from justforward.tasks.base import Sample
 
 
@@ -34,11 +35,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples with the plan that scores all their rows; `weight` is the number of items the loss averages."""
+    """Examples with the plan that scores all their rows.
+
+    weight: the number of items the loss averages; normalise: False where logits do in place of log-probabilities.
+    """
 
     examples: tuple[Example, ...]
     plan: Plan
     weight: int
+    normalise: bool = True
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,28 @@ class Objective(Protocol):
         ...
 
 
+class ScoredObjective(ABC):
+    """An objective that is a function of the rows' scores."""
+
+    @abstractmethod
+    def evaluate(self, scores: Scores, batch: Batch) -> Measured:
+        """The loss, and what is right, from the scores of the batch's rows."""
+
+    def measure(self, engine: ScoringEngine, batch: Batch) -> Measured:
+        """See Objective."""
+        return self.evaluate(engine.run(batch.plan, normalise=batch.normalise), batch)
+
+    def measure_pair(self, engine: ScoringEngine, batch: Batch) -> Tensor:
+        """[2] losses, of the two halves of the doubled batch, in one pass."""
+        pair = engine.run_pair(batch.plan, normalise=batch.normalise)
+        return torch.stack([self.evaluate(scores, batch).loss for scores in pair])
+
+
 OBJECTIVES: Registry[type] = Registry("objective", entry_points="justforward.objectives")
 
 
 @OBJECTIVES.register("classification")
-class Classification:
+class Classification(ScoredObjective):
     """Cross-entropy over the candidates' length-normalised log-probabilities (MeZO paper, appendix E.4).
 
     loss = mean over examples of  -s[label] + log sum_k exp s[k],  s[k] = mean over tokens of log p(candidate k).
@@ -81,19 +103,27 @@ class Classification:
         return Example(tuple(encoder.candidates(sample)), label)
 
     def batch(self, engine: ScoringEngine, examples: Sequence[Example]) -> Batch:
-        """See Objective; the loss averages examples."""
-        return Batch(tuple(examples), engine.plan([r for e in examples for r in e.rows]), len(examples))
+        """See Objective; the loss averages examples.
 
-    def measure(self, engine: ScoringEngine, batch: Batch) -> Measured:
+        Where the candidates of an example are one token each after one prompt, the sum over the vocabulary is the same
+        in all its scores and cancels in the loss: the head is run for the candidates' tokens alone.
+        """
+        plan = engine.plan([r for e in examples for r in e.rows])
+        cancels = all(
+            r.start == len(r.tokens) - 1 and r.tokens[:-1] == e.rows[0].tokens[:-1] for e in examples for r in e.rows
+        )
+        return Batch(tuple(examples), plan, len(examples), normalise=not cancels)
+
+    def evaluate(self, scores: Scores, batch: Batch) -> Measured:
         """See the class; an example is right when its label has the highest score."""
-        scores = engine.run(batch.plan).means().split([len(e.rows) for e in batch.examples])
-        losses = [torch.logsumexp(s, 0) - s[e.label] for s, e in zip(scores, batch.examples, strict=True)]
-        correct = [s.argmax() == e.label for s, e in zip(scores, batch.examples, strict=True)]
+        by_example = scores.means().split([len(e.rows) for e in batch.examples])
+        losses = [torch.logsumexp(s, 0) - s[e.label] for s, e in zip(by_example, batch.examples, strict=True)]
+        correct = [s.argmax() == e.label for s, e in zip(by_example, batch.examples, strict=True)]
         return Measured(torch.stack(losses).mean(), torch.stack(correct))
 
 
 @OBJECTIVES.register("teacher_forcing")
-class TeacherForcing:
+class TeacherForcing(ScoredObjective):
     """Mean negative log-probability of the gold option's tokens, over all tokens of the batch.
 
     only_option: False scores the prompt's tokens too (language modelling of the whole text).
@@ -111,6 +141,6 @@ class TeacherForcing:
         plan = engine.plan([e.rows[0] for e in examples])
         return Batch(tuple(examples), plan, int(plan.lengths.sum()))
 
-    def measure(self, engine: ScoringEngine, batch: Batch) -> Measured:
+    def evaluate(self, scores: Scores, batch: Batch) -> Measured:
         """See the class."""
-        return Measured(-engine.run(batch.plan).token_logprobs.mean())
+        return Measured(-scores.token_logprobs.mean())

@@ -9,7 +9,8 @@ import functools
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import EvalPrediction, Trainer
 
-from justforward.objectives import Batch, Example, Objective
+from justforward.objectives import Batch, Example, Objective, ScoredObjective
 from justforward.optim import Estimate, MeZO, NoiseSource
 from justforward.scoring import ScoringEngine
 from justforward.trajectory_trainer import TrajectoryMixin
@@ -110,9 +111,14 @@ class MeZOMixin(TrajectoryMixin):
             assert isinstance(loss, Tensor)
             return loss
 
-        estimate = self.mezo.estimate(closure, weight=self.batch_weight(inputs))
+        paired = self.paired_closure(model, inputs)
+        estimate = self.mezo.estimate(closure, weight=self.batch_weight(inputs), paired=paired)
         loss = torch.tensor(estimate.loss, device=self.args.device)
         return loss / self.current_gradient_accumulation_steps
+
+    def paired_closure(self, model: nn.Module, inputs: dict[str, Any]) -> Callable[[], Tensor] | None:
+        """What evaluates both probes of this micro-batch in one forward; see `MeZO.estimate`. None: two forwards."""
+        return None
 
     def batch_weight(self, inputs: dict[str, Any]) -> float:
         """How many items the loss of this micro-batch averages; accumulated estimates are weighted by it."""
@@ -170,12 +176,29 @@ class ObjectiveMixin(_Base):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
         """The objective's loss; the plan is made once and kept with the inputs for the next call."""
+        with self._calling(model):
+            measured = self.objective.measure(self.engine, self._planned(inputs))
+        return (measured.loss, measured.correct) if return_outputs else measured.loss
+
+    @contextmanager
+    def _calling(self, model: nn.Module) -> Iterator[None]:
         self.engine.caller = model
         try:
-            measured = self.objective.measure(self.engine, self._planned(inputs))
+            yield
         finally:
             self.engine.caller = self.engine.model
-        return (measured.loss, measured.correct) if return_outputs else measured.loss
+
+    def paired_closure(self, model: nn.Module, inputs: dict[str, Any]) -> Callable[[], Tensor] | None:
+        """The objective on the doubled batch, where that fits the token budget."""
+        objective, batch = self.objective, self._planned(inputs)
+        if not isinstance(objective, ScoredObjective) or not self.engine.fits_twice(batch.plan):
+            return None
+
+        def closure() -> Tensor:
+            with self._calling(model), self.compute_loss_context_manager():
+                return objective.measure_pair(self.engine, batch)
+
+        return closure
 
     def batch_weight(self, inputs: dict[str, Any]) -> float:
         """The number of examples or tokens that the objective averages."""

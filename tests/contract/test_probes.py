@@ -8,11 +8,21 @@ import torch
 from peft import LoraConfig, get_peft_model
 from support.families import CONFIGS, PLAIN_CONFIGS, tiny
 
-from justforward.optim import CounterNoise, MeZO, probes
+from justforward.objectives import Classification, Example, TeacherForcing
+from justforward.optim import CounterNoise, MeZO, just_in_time, probes
+from justforward.prompts import Row
+from justforward.scoring import ScoringEngine
 
 FAMILIES = [*CONFIGS, *PLAIN_CONFIGS]
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 3], [12, 5, 5, 6, 90, 91, 92, 4]])
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 5e-3}
+
+
+@pytest.fixture(params=["few at once", "each by itself"], autouse=True)
+def _weights_of_few_elements(request, monkeypatch):
+    """All weights of a tiny model are of few elements."""
+    if request.param == "each by itself":
+        monkeypatch.setattr(just_in_time, "FEW", 0)
 
 
 def loss(model: torch.nn.Module) -> torch.Tensor:
@@ -59,11 +69,12 @@ def test_just_in_time_reaches_every_trainable_tensor(family):
 def test_large_weights_are_perturbed_in_pieces(distribution, monkeypatch):
     model = tiny("llama")
     whole = optimizer(model, "just_in_time", distribution).estimate(lambda: loss(model))
-    monkeypatch.setattr(probes, "CHUNK", 100)  # three rows of 32 at a time
+    monkeypatch.setattr(just_in_time, "FEW", 0)
+    monkeypatch.setattr(just_in_time, "CHUNK", 100)  # three rows of 32 at a time
     pieces = optimizer(model, "just_in_time", distribution)
     assert pieces.estimate(lambda: loss(model)).losses[0] == pytest.approx(whole.losses[0], abs=1e-5)
     assert isinstance(pieces.probe, probes.JustInTimeProbe)
-    assert max(b.numel() for b in pieces.probe.scratch.buffers.values()) <= 100
+    assert max(b.numel() for b in pieces.probe.modules.scratch.buffers.values()) <= 100
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -153,6 +164,118 @@ def test_in_place_probes_agree_up_to_rounding():
     model.load_state_dict(before, strict=False)
     exact = optimizer(model, "just_in_time").estimate(lambda: loss(model))
     assert in_place.losses[0] == pytest.approx(exact.losses[0], abs=1e-5)
+
+
+def examples(candidates: int, length: int) -> list[Example]:
+    chance = torch.Generator().manual_seed(candidates + length)
+
+    def tokens(n: int) -> tuple[int, ...]:
+        return tuple(torch.randint(5, 97, (n,), generator=chance).tolist())
+
+    prompts = [tokens(n) for n in (9, 12, 12)]
+    return [Example(tuple(Row(p + tokens(length), len(p)) for _ in range(candidates)), 0) for p in prompts]
+
+
+def measured(family, dtype, objective, rows, *, lora=False, paired=True):
+    """(plus, minus), and whether pairs were used."""
+    model = tiny(family, dtype=dtype)
+    if lora:
+        config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "v_proj"])
+        model = get_peft_model(model, config)
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(p, std=0.1)
+    before, engine = bits(model), ScoringEngine(model)
+    batch = objective.batch(engine, rows)
+    mezo = optimizer(model, "paired")
+    estimate = mezo.estimate(
+        lambda: objective.measure(engine, batch).loss,
+        paired=(lambda: objective.measure_pair(engine, batch)) if paired else None,
+    )
+    assert unchanged(model, before)
+    assert isinstance(mezo.probe, probes.JustInTimeProbe)
+    return estimate.losses[0], mezo.probe.pairs
+
+
+OBJECTIVES = {
+    "one-token options": (Classification(), examples(3, 1)),
+    "options of several tokens": (Classification(), examples(3, 4)),
+    "teacher forcing": (TeacherForcing(), examples(1, 3)),
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pairs_measure_what_two_forwards_do(family, dtype, objective):
+    alone, _ = measured(family, dtype, *OBJECTIVES[objective], paired=False)
+    together, pairs = measured(family, dtype, *OBJECTIVES[objective])
+    assert pairs
+    assert together == pytest.approx(alone, abs=TOLERANCE[dtype])
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_pairs_of_adapters(objective):
+    alone, _ = measured("llama", torch.float32, *OBJECTIVES[objective], lora=True, paired=False)
+    together, pairs = measured("llama", torch.float32, *OBJECTIVES[objective], lora=True)
+    assert pairs
+    assert together == pytest.approx(alone, abs=1e-5)
+
+
+class LooksUpPositionsOnce(torch.nn.Module):
+    """Positions [N] for the whole batch, which have no halves that belong to the batch's."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.positions = torch.nn.Embedding(9, 4), torch.nn.Embedding(6, 4)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return (self.words(ids) + self.positions(torch.arange(ids.shape[1]))).square().sum((1, 2))
+
+
+@pytest.mark.parametrize("length", [4, 5])
+def test_a_model_that_cannot_be_paired_is_probed_twice(length):
+    model, ids = LooksUpPositionsOnce(), torch.arange(2 * length).view(2, length) % 9
+    alone = optimizer(model, "just_in_time").estimate(lambda: model(ids).mean())
+    mezo = optimizer(model, "paired")
+    doubled = mezo.estimate(lambda: model(ids).mean(), paired=lambda: model(ids.repeat(2, 1)).view(2, 2).mean(1))
+    assert doubled.losses == alone.losses
+    assert isinstance(mezo.probe, probes.JustInTimeProbe)
+    assert mezo.probe.pairs is False
+
+
+class ReadsAWeightItAlsoCalls(torch.nn.Module):
+    """Calls `child`, and adds its weight once more by itself, as a tied head would."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.child = torch.nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.child(x) @ self.child.weight.T).square().sum()
+
+
+def test_weights_that_something_else_reads_too_are_copied_instead():
+    model, x = ReadsAWeightItAlsoCalls(), torch.ones(2, 4)
+    losses = [optimizer(model, probe).estimate(lambda: model(x)).losses[0] for probe in ("copy", "just_in_time")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_just_in_time_probe_that_measures_something_else_is_not_used(monkeypatch, caplog):
+    """A kernel that forgets the noise stands for whatever may go wrong."""
+    model = tiny("llama")
+    expected = optimizer(model, "copy").estimate(lambda: loss(model)).losses
+
+    def forget(scratch, tensors, by, **_):
+        return [{n: torch.from_numpy(t.detach().numpy().copy()) for n, t in tensors.items()}]
+
+    monkeypatch.setattr(just_in_time, "moved_copies", forget)
+    mezo = optimizer(model, "just_in_time")
+    assert mezo.estimate(lambda: loss(model)).losses == expected
+    assert "weights are copied for each probe" in caplog.text
 
 
 def test_the_choice(caplog):

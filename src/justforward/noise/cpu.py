@@ -1,4 +1,4 @@
-"""The CPU backend: cuts all tensors of a launch into pieces and runs the compiled kernel over them on torch's threads."""
+"""The CPU backend: cuts a launch's tensors into pieces and runs the compiled kernel over them on torch's threads."""
 
 from __future__ import annotations
 

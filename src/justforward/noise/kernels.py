@@ -12,10 +12,12 @@ numba's cache on disk sees changes of this file only: touch it when a constant o
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
-from numba import carray, njit, types
+from numba import njit, types
 from numba.extending import intrinsic
+from numba.np import numpy_support
 
 from justforward.noise import reference
 from justforward.noise.reference import GAUSSIAN_BLOCK, LANES, MINUS_2_LN2, RADEMACHER_BLOCK
@@ -44,6 +46,7 @@ DST, MIRROR, SRC, RESIDUAL, SIZE, KEY, START, KEEP, SCALE, KIND, MODE, BINARY = 
 COLUMNS = 12
 
 jit = njit(nogil=True, cache=True)
+carray: Any = numpy_support.carray
 omp_get_thread_num = types.ExternalFunction("omp_get_thread_num", types.int32())
 omp_get_num_threads = types.ExternalFunction("omp_get_num_threads", types.int32())
 
@@ -53,19 +56,21 @@ def on_team(table):
 
     The first word is the number of rows, which follow.
     """
-    count = np.int64(carray(table, 1, np.uint64)[0])
-    rows = carray(table, 1 + count * COLUMNS, np.uint64)[1:].reshape(count, COLUMNS)
+    count = np.int64(carray(table, (1,), np.uint64)[0])
+    rows = carray(table, (1 + count * COLUMNS,), np.uint64)[1:].reshape(count, COLUMNS)
     share(rows, omp_get_thread_num(), omp_get_num_threads())
 
 
-@intrinsic
-def pointer(typing, address):
+def _pointer(typing, address):
     """An address as a pointer to anything."""
 
     def generate(context, builder, signature, arguments):
         return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
 
     return types.voidptr(types.uint64), generate
+
+
+pointer: Any = intrinsic(_pointer)
 
 
 @jit
@@ -75,30 +80,33 @@ def share(table, me, team):
         row = table[i]
         n = np.int64(row[SIZE])
         mirrored = n if row[MIRROR] != 0 else 0
-        residuals = carray(pointer(row[RESIDUAL]), n if row[RESIDUAL] != 0 else 0, np.int16)
+        left = n if row[RESIDUAL] != 0 else 0
+        residuals = carray(pointer(row[RESIDUAL]), (left,), np.int16)
         kind, mode, binary = np.int64(row[KIND]), np.int64(row[MODE]), row[BINARY] != 0
-        numbers = row[KEY], row[START], as_float(U(row[KEEP])), as_float(U(row[SCALE]))
+        apart = row[DST] != row[SRC]
+        numbers = row[KEY], row[START], as_float(U(row[KEEP])), as_float(U(row[SCALE])), apart
         if kind == FP32:
-            dst, src = carray(pointer(row[DST]), n, np.uint32), carray(pointer(row[SRC]), n, np.uint32)
-            mirror = carray(pointer(row[MIRROR]), mirrored, np.uint32)
+            dst, src = carray(pointer(row[DST]), (n,), np.uint32), carray(pointer(row[SRC]), (n,), np.uint32)
+            mirror = carray(pointer(row[MIRROR]), (mirrored,), np.uint32)
             run(dst, mirror, src, residuals, kind, mode, binary, *numbers)
         else:
-            dst2, src2 = carray(pointer(row[DST]), n, np.uint16), carray(pointer(row[SRC]), n, np.uint16)
-            mirror2 = carray(pointer(row[MIRROR]), mirrored, np.uint16)
+            dst2, src2 = carray(pointer(row[DST]), (n,), np.uint16), carray(pointer(row[SRC]), (n,), np.uint16)
+            mirror2 = carray(pointer(row[MIRROR]), (mirrored,), np.uint16)
             run(dst2, mirror2, src2, residuals, kind, mode, binary, *numbers)
 
 
 @jit
-def run(dst, mirror, src, residuals, kind, mode, binary, key, start, keep, scale):
+def run(dst, mirror, src, residuals, kind, mode, binary, key, start, keep, scale, apart):
     """One flat piece, from element `start` on: dst <- round(src * keep + scale * z), or round(z) if `mode` is FILL.
 
-    dst and src are the bits of the weights (uint32 or uint16 of one length; they may be the same memory), `kind` their
-    dtype; `mode` is the rounding, of which COMPENSATED reads and writes `residuals` (int16), and only NEAREST takes
-    FP32; `binary` takes Rademacher signs for z. keep and scale are fp32, key and start uint64. mirror, where it is not
-    empty, gets round(src * keep - scale * z), to nearest, from the same draw.
+    dst and src are the bits of the weights (uint32 or uint16 of one length), not the same memory if `apart`: then one
+    loop does for all, which LLVM would not make vectors of where it finds them the same. `kind` is their dtype; `mode`
+    is the rounding, of which COMPENSATED reads and writes `residuals` (int16), and only NEAREST takes FP32; `binary`
+    takes Rademacher signs for z. keep and scale are fp32, key and start uint64. mirror, where it is not empty, gets
+    round(src * keep - scale * z), to nearest, from the same draw.
     """
     words, chance = np.empty(GAUSSIAN_BLOCK, np.uint32), np.empty(GAUSSIAN_BLOCK, np.uint32)
-    z, opposite = np.empty(GAUSSIAN_BLOCK, np.float32), np.empty(GAUSSIAN_BLOCK, np.float32)
+    z = np.empty(GAUSSIAN_BLOCK, np.float32)
     size = dst.size
     done = 0
     drawn = -1
@@ -116,24 +124,24 @@ def run(dst, mirror, src, residuals, kind, mode, binary, key, start, keep, scale
         count = min(GAUSSIAN_BLOCK - offset, size - done)
         values, end = z[offset : offset + count], done + count
         if mirror.size:
-            for j in range(count):
-                opposite[j] = values[j]
-            combine(opposite[:count], src[done:end], kind, keep, -scale)
-            round_into(mirror[done:end], opposite[:count], kind)
-        if mode == COMPENSATED:
+            write(mirror[done:end], values, src[done:end], kind, keep, -scale)
+        if mode == NEAREST and apart:
+            write(dst[done:end], values, src[done:end], kind, keep, scale)
+        elif mode == NEAREST:
+            combine(values, src[done:end], kind, keep, scale)
+            round_into(dst[done:end], values, kind)
+        elif mode == COMPENSATED:
             combine_masters(values, src[done:end], residuals[done:end], kind, keep, scale)
             split_into(dst[done:end], residuals[done:end], values, kind)
-        else:
-            if mode != FILL:
-                combine(values, src[done:end], kind, keep, scale)
-            if mode == STOCHASTIC:
-                if binary:
-                    philox(chance, first // GAUSSIAN_BLOCK, key, ROUNDING_DOMAIN)
-                else:
-                    spare_bits(chance, words)
-                round_by_chance(dst[done:end], values, chance[offset : offset + count], kind)
+        elif mode == STOCHASTIC:
+            combine(values, src[done:end], kind, keep, scale)
+            if binary:
+                philox(chance, first // GAUSSIAN_BLOCK, key, ROUNDING_DOMAIN)
             else:
-                round_into(dst[done:end], values, kind)
+                spare_bits(chance, words)
+            round_by_chance(dst[done:end], values, chance[offset : offset + count], kind)
+        else:
+            round_into(dst[done:end], values, kind)
         done = end
 
 
@@ -196,6 +204,20 @@ def box_muller(radius_word, angle_word):
     first = as_bits(r * (c - s)) ^ U(angle_word & TOP)
     second = as_bits(r * (c + s)) ^ U(U(angle_word << U(1)) & TOP)
     return as_float(U(first)), as_float(U(second))
+
+
+@jit
+def write(dst, z, src, kind, keep, scale):
+    """Into dst, not the same memory as src: src * keep + scale * z, in fp32, rounded to nearest."""
+    if kind == FP32:
+        for j in range(z.size):
+            dst[j] = as_bits(as_float(U(src[j])) * keep + scale * z[j])
+    elif kind == BF16:
+        for j in range(z.size):
+            dst[j] = to_bf16(as_bits(as_float(U(U(src[j]) << U(16))) * keep + scale * z[j]))
+    else:
+        for j in range(z.size):
+            dst[j] = to_fp16(as_bits(from_fp16(U(src[j])) * keep + scale * z[j]))
 
 
 @jit

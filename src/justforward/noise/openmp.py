@@ -11,6 +11,7 @@ import ctypes
 import functools
 import logging
 from pathlib import Path
+from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -51,5 +52,5 @@ def _parallel() -> ctypes._NamedFuncPointer | None:
 
 
 @functools.cache
-def _team() -> types.Any:
+def _team() -> Any:
     return cfunc(types.void(types.voidptr), cache=True)(kernels.on_team)

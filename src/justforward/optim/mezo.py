@@ -20,10 +20,8 @@ from torch import Tensor
 
 from justforward.noise import ROUNDING_VERSION, ROUNDINGS
 from justforward.optim.perturbation import CounterNoise, NoiseSource
-from justforward.optim.probes import Direction, choose_probe
+from justforward.optim.probes import Closure, Direction, PairedClosure, choose_probe
 from justforward.optim.trajectory import TrajectoryWriter, quantize
-
-Closure = Callable[[], "Tensor | float"]
 
 
 def _ranks(values: list[float]) -> list[float]:
@@ -97,7 +95,7 @@ class MeZO(torch.optim.Optimizer):
             in [-1/2, 1/2]; "zscore", in units of their standard deviation. Both make the step independent of the
             loss's scale, and need another learning rate.
         model: the module that owns the parameters. With it, weights of any size and dtype are probed exactly.
-        probe: "auto", "just_in_time", "copy" or "in_place"; see `justforward.optim.probes`.
+        probe: "auto", "paired", "just_in_time", "copy" or "in_place"; see `justforward.optim.probes`.
         rounding: how updates of 16-bit weights are rounded: "stochastic" (unbiased, no memory), "nearest" (loses most
             of what is smaller than half a unit in the last place) or "compensated" (what is lost is kept, 2 bytes per
             weight: weight and residual are a float32 master). float32 weights are rounded to nearest.
@@ -185,20 +183,22 @@ class MeZO(torch.optim.Optimizer):
         return self._progress["zero"]
 
     @torch.no_grad()
-    def estimate(self, closure: Closure, weight: float = 1.0) -> Estimate:
+    def estimate(self, closure: Closure, weight: float = 1.0, *, paired: PairedClosure | None = None) -> Estimate:
         """Probe the loss on both sides of theta; `step()` will apply the result.
 
         Args:
             closure: evaluates the loss at the current weights, a float or a scalar tensor. It is called twice and
                 must be deterministic: dropout off, the same batch.
             weight: weight of this loss among the estimates of the same step (the number of items it averages).
+            paired: evaluates the closure's batch twice over in one forward: [2], the losses of the first and the second
+                half of the doubled batch. Used by the probe "paired", where it measures what `closure` does.
 
         Returns:
             The estimate. Weights are as they were also when the closure raises: to the bit, but for the probe
             "in_place".
         """
         directions = map(self._direction, range(self.samples))
-        losses = [value for direction in directions for value in self.probe.losses(direction, closure)]
+        losses = [value for direction in directions for value in self.probe.losses(direction, closure, paired)]
         # One transfer for all: no host synchronisation stands between the probes.
         values = torch.stack([torch.as_tensor(loss).detach() for loss in losses]).double().tolist()
         for i, value in enumerate((*values, 1.0)):

@@ -1,5 +1,7 @@
 """How the loss at theta + eps z is evaluated, and theta is left as it was.
 
+- `paired`: as `just_in_time`, and both signs at once, in one forward of a doubled batch, where the caller can double it
+  and the model takes it; else `just_in_time`.
 - `just_in_time`: a module's perturbed weights are made right before it multiplies by them, in one scratch buffer that
   is used again and again; theta is only read. Exact in every dtype, and no second copy of the weights.
 - `copy`: theta is copied, perturbed in place and copied back. Exact; for small trainable sets (adapters).
@@ -9,27 +11,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from justforward.noise import backend, noise_key
+from justforward.noise import noise_key
+from justforward.optim.just_in_time import JustInTime, NotPaired, Perturbation, Reads
 from justforward.optim.perturbation import CounterNoise, NoiseSource
 
 logger = logging.getLogger(__name__)
 
-Closure = Callable[[], "Tensor | float"]
+Loss = Tensor | float
+Closure = Callable[[], Loss]
+PairedClosure = Callable[[], Tensor]
+"""Evaluates a doubled batch: [2], the loss of its first and that of its second half."""
 
 SMALL = 64 << 20
 """Trainable sets of at most this many bytes are copied."""
 
-CHUNK = 5 << 19
-"""Elements of a weight that are perturbed at a time: 10 MB of float32 stay in cache until they are multiplied."""
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+"""Largest difference of two probes' losses that rounding explains, relative to the loss where that is above 1."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +57,17 @@ class Direction:
         where = {"seed": self.seed, "step": self.step, "sample": self.sample}
         self.noise.add_(self.parameters, **where, scales=scales, decays=decays)
 
-    def key(self, name: str) -> int:
-        """The noise key of one parameter."""
-        return noise_key(self.seed, self.step, self.sample, name)
+    def only(self, names: set[str]) -> Direction:
+        """The same direction in the parameters of these names, and none in the others."""
+        kept = [i for i, (name, _) in enumerate(self.parameters) if name in names]
+        return dataclasses.replace(self, parameters=[self.parameters[i] for i in kept], eps=[self.eps[i] for i in kept])
+
+    def perturbation(self, sign: float, *, paired: bool = False) -> Perturbation:
+        """What modules compute with at theta + sign * eps * z."""
+        assert isinstance(self.noise, CounterNoise)
+        keys = {name: noise_key(self.seed, self.step, self.sample, name) for name, _ in self.parameters}
+        scales = {name: sign * eps for (name, _), eps in zip(self.parameters, self.eps, strict=True)}
+        return Perturbation(keys, scales, self.noise.distribution, paired)
 
 
 class InPlaceProbe:
@@ -60,7 +75,7 @@ class InPlaceProbe:
 
     name = "in_place"
 
-    def losses(self, direction: Direction, closure: Closure) -> tuple[Tensor | float, Tensor | float]:
+    def losses(self, direction: Direction, closure: Closure, paired: PairedClosure | None = None) -> tuple[Loss, Loss]:
         """The losses at theta + eps z and theta - eps z."""
         offset = 0.0
         try:
@@ -81,7 +96,7 @@ class CopyProbe:
 
     name = "copy"
 
-    def losses(self, direction: Direction, closure: Closure) -> tuple[Tensor | float, Tensor | float]:
+    def losses(self, direction: Direction, closure: Closure, paired: PairedClosure | None = None) -> tuple[Loss, Loss]:
         """The losses at theta + eps z and theta - eps z."""
         with pristine([p for _, p in direction.parameters]) as restore:
             direction.add_(1.0)
@@ -108,199 +123,107 @@ def pristine(tensors: Sequence[Tensor]) -> Iterator[Callable[[], None]]:
 
 
 class JustInTimeProbe:
-    """See the module. Parameters whose owner is never called by the model are perturbed by `rest` instead.
+    """See the module. What no module call reaches, or something else reads as well, is copied and perturbed in place.
 
     Args:
         model: whose modules own the parameters.
         parameters: the trainable ones, by the names that seed their noise. A tied weight has one name.
+        pairs: whether to probe in pairs where the caller can.
     """
 
     name = "just_in_time"
 
-    def __init__(self, model: nn.Module, parameters: Sequence[tuple[str, Tensor]]):
-        self.rest = CopyProbe()
-        names = {id(p): name for name, p in parameters}
-        self.owners: list[tuple[nn.Module, dict[str, str]]] = []
-        for module in model.modules():
-            own = {a: names[id(p)] for a, p in module.named_parameters(recurse=False) if id(p) in names}
-            if own:
-                self.owners.append((module, own))
-        self.scratch = _Scratch()
-        self.reached: set[str] | None = None  # None: no forward has been watched yet
+    def __init__(self, model: nn.Module, parameters: Sequence[tuple[str, Tensor]], *, pairs: bool = False):
+        self.modules = JustInTime(model, parameters)
+        self.reached: set[str] | None = None
+        """Parameters that are perturbed just in time; None until the first forward has been watched."""
+        self.pairs: bool | None = None if pairs else False
+        """Whether probing in pairs works; None until it has been tried."""
 
-    def losses(self, direction: Direction, closure: Closure) -> tuple[Tensor | float, Tensor | float]:
+    def losses(self, direction: Direction, closure: Closure, paired: PairedClosure | None = None) -> tuple[Loss, Loss]:
         """The losses at theta + eps z and theta - eps z."""
         if self.reached is None:
-            self.reached = set()
-            with self._perturbed(direction, 1.0, self.reached):
-                closure()
-        left = [i for i, (name, _) in enumerate(direction.parameters) if name not in self.reached]
-        if left:
-            rest = Direction(
-                [direction.parameters[i] for i in left],
-                [direction.eps[i] for i in left],
-                *(direction.noise, direction.seed, direction.step, direction.sample),
-            )
+            self._watch(direction, closure)
+            self._verify(direction, closure)
+        assert self.reached is not None
+        rest = direction.only({name for name, _ in direction.parameters} - self.reached)
+        if rest.parameters:
+            moved = direction.only(self.reached)
             with pristine([p for _, p in rest.parameters]) as restore:
                 rest.add_(1.0)
-                plus = self._at(direction, 1.0, closure)
+                plus = self._at(moved, 1.0, closure)
                 restore()
                 rest.add_(-1.0)
-                return plus, self._at(direction, -1.0, closure)
+                return plus, self._at(moved, -1.0, closure)
+        if paired is not None and self.pairs is None:
+            self.pairs = self._try_pair(direction, closure, paired)
+        if paired is not None and self.pairs:
+            return self._pair(direction, paired)
         return self._at(direction, 1.0, closure), self._at(direction, -1.0, closure)
 
-    def _at(self, direction: Direction, sign: float, closure: Closure) -> Tensor | float:
-        with self._perturbed(direction, sign, set()):
+    def _at(self, direction: Direction, sign: float, closure: Closure) -> Loss:
+        with self.modules.perturbed(direction.perturbation(sign)):
             return closure()
 
-    @contextmanager
-    def _perturbed(self, direction: Direction, sign: float, reached: set[str]) -> Iterator[None]:
-        """Inside, every owner computes with theta + sign eps z; names of those that were called go to `reached`."""
-        assert isinstance(direction.noise, CounterNoise)
-        distribution = direction.noise.distribution
-        scale = {name: sign * eps for (name, _), eps in zip(direction.parameters, direction.eps, strict=True)}
-        undo: list[Callable[[], Any]] = []
+    def _pair(self, direction: Direction, paired: PairedClosure) -> tuple[Loss, Loss]:
+        with self.modules.perturbed(direction.perturbation(1.0, paired=True)):
+            plus, minus = paired()
+            return plus, minus
+
+    def _watch(self, direction: Direction, closure: Closure) -> None:
+        """Find what must not be perturbed just in time: what no call reaches, and what is read outside its module."""
+        by, reads = direction.perturbation(1.0), Reads(direction.parameters)
+        with self.modules.perturbed(by), reads:
+            closure()
+        self.reached = by.reached - reads.names
+        if read := sorted(by.reached & reads.names):
+            logger.info("read outside their modules, so copied for each probe: %s", ", ".join(read))
+
+    def _verify(self, direction: Direction, closure: Closure) -> None:
+        """Hold the probe to one in place, on as many weights as are quickly copied; raise nothing, copy all instead."""
+        assert self.reached is not None
+        some, size = set[str](), 0
+        for name, p in sorted(direction.parameters, key=lambda pair: pair[1].numel()):
+            size += p.numel() * p.element_size()
+            if name in self.reached and size <= SMALL:
+                some.add(name)
+        part = direction.only(some)
+        if not some:
+            return
+        with pristine([p for _, p in part.parameters]):
+            part.add_(1.0)
+            expected = closure()
+        measured = self._at(part, 1.0, closure)
+        if not close(measured, expected, [p for _, p in part.parameters]):
+            logger.warning(
+                "a just-in-time probe measures %g where one in place measures %g: weights are copied for each probe",
+                measured, expected,
+            )  # fmt: skip
+            self.reached = set()
+
+    def _try_pair(self, direction: Direction, closure: Closure, paired: PairedClosure) -> bool:
+        """Whether a doubled batch measures what two forwards do."""
+        alone = self._at(direction, 1.0, closure), self._at(direction, -1.0, closure)
         try:
-            for module, own in self.owners:
-                keys = {a: (direction.key(name), scale[name]) for a, name in own.items()}
-                local = _Local(module, own, keys, distribution, self.scratch, reached)
-                undo.append(local.install())
-            yield
-        finally:
-            for action in undo:
-                action()
+            together = self._pair(direction, paired)
+        except (NotPaired, RuntimeError, ValueError, TypeError, IndexError) as error:
+            logger.info("no probes in pairs: %s", error)
+            return False
+        weights = [p for _, p in direction.parameters]
+        if all(close(a, b, weights) for a, b in zip(together, alone, strict=True)):
+            return True
+        logger.info("no probes in pairs: they measure %s, and two forwards %s", together, alone)
+        return False
 
 
-class _Scratch:
-    """Buffers for perturbed weights, one per nesting depth, as large as the largest use."""
-
-    def __init__(self) -> None:
-        self.buffers: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
-        self.depth = 0
-
-    def take(self, like: Tensor, count: int, offset: int = 0) -> Tensor:
-        """`count` elements of the buffer at the present depth, from `offset` on."""
-        key = (self.depth, like.device, like.dtype)
-        buffer = self.buffers.get(key)
-        if buffer is None or buffer.numel() < offset + count:
-            assert offset == 0 or buffer is None, "reserve the whole before taking parts"
-            buffer = self.buffers[key] = torch.empty(offset + count, dtype=like.dtype, device=like.device)
-        return buffer[offset : offset + count]
+def close(a: Loss, b: Loss, weights: Sequence[Tensor]) -> bool:
+    """Whether two losses are equal up to rounding in the coarsest dtype of the weights."""
+    a, b = float(a), float(b)
+    tolerance = max(TOLERANCE.get(w.dtype, 1e-4) for w in weights)
+    return abs(a - b) <= tolerance * max(1.0, abs(b)) or not (math.isfinite(a) and math.isfinite(b))
 
 
-class _Local:
-    """One module during one probe."""
-
-    def __init__(
-        self,
-        module: nn.Module,
-        own: dict[str, str],
-        keys: dict[str, tuple[int, float]],
-        distribution: str,
-        scratch: _Scratch,
-        reached: set[str],
-    ):
-        self.module, self.own, self.keys, self.distribution = module, own, keys, distribution
-        self.scratch, self.reached = scratch, reached
-        self.swapped: dict[str, Tensor] = {}
-
-    def install(self) -> Callable[[], None]:
-        """Make the module compute with perturbed weights; return what undoes it."""
-        module = self.module
-        forward = None
-        if type(module) is nn.Linear and "weight" in self.own:
-            forward = self._linear
-        elif type(module) is nn.Embedding and module.max_norm is None:
-            forward = self._embedding
-        if forward is not None and "forward" not in vars(module):
-            module.forward = forward  # type: ignore[method-assign]
-
-            def restore() -> None:
-                del module.forward
-
-            return restore
-        before = module.register_forward_pre_hook(lambda *_: self._swap_in())
-        after = module.register_forward_hook(lambda *_: self._swap_out(), always_call=True)
-
-        def remove() -> None:
-            before.remove()
-            after.remove()
-            if self.swapped:  # another hook of the module raised before ours could run
-                self._swap_out()
-
-        return remove
-
-    def _linear(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]: x W'^T + b', W' made in pieces of whole rows."""
-        self.reached.update(self.own.values())
-        module = self.module
-        assert isinstance(module, nn.Linear)
-        weight, bias = module.weight.detach(), module.bias
-        if "bias" in self.own:
-            moved = torch.empty_like(bias)
-            self._perturb([moved], [bias.detach()], ["bias"])
-            bias = moved
-        rows, width = weight.shape
-        step = max(1, CHUNK // width)
-        if rows <= step:
-            moved = self.scratch.take(weight, weight.numel()).view(rows, width)
-            self._perturb([moved], [weight], ["weight"])
-            return nn.functional.linear(x, moved, bias)
-        out = torch.empty((*x.shape[:-1], rows), dtype=torch.promote_types(x.dtype, weight.dtype), device=x.device)
-        for first in range(0, rows, step):
-            piece = weight[first : first + step]
-            moved = self.scratch.take(piece, piece.numel()).view(piece.shape)
-            self._perturb([moved], [piece], ["weight"], start=first * width)
-            part = None if bias is None else bias[first : first + step]
-            out[..., first : first + step] = nn.functional.linear(x, moved, part)
-        return out
-
-    def _embedding(self, ids: Tensor) -> Tensor:
-        """Rows of W', made for the ids that are looked up."""
-        self.reached.update(self.own.values())
-        assert isinstance(self.module, nn.Embedding)
-        weight = self.module.weight.detach()
-        rows, inverse = torch.unique(ids, return_inverse=True)
-        moved = torch.empty((len(rows), weight.shape[1]), dtype=weight.dtype, device=weight.device)
-        key, scale = self.keys["weight"]
-        backend(weight.device).perturb_rows(moved, weight, rows, key, scale, self.distribution)
-        return nn.functional.embedding(inverse, moved)
-
-    def _swap_in(self) -> None:
-        self.reached.update(self.own.values())
-        tensors = {a: getattr(self.module, a) for a in self.own}
-        total = sum(t.numel() for t in tensors.values())
-        first = next(iter(tensors.values()))
-        same = all(t.dtype == first.dtype and t.device == first.device for t in tensors.values())
-        if same:
-            self.scratch.take(first, total)
-        outs, offset = [], 0
-        for t in tensors.values():
-            flat = self.scratch.take(t, t.numel(), offset) if same else torch.empty(t.numel(), dtype=t.dtype)
-            outs.append(flat.view(t.shape))
-            offset += t.numel()
-        originals = {a: t.data for a, t in tensors.items()}
-        self._perturb(outs, list(originals.values()), list(tensors))
-        for (a, t), out in zip(tensors.items(), outs, strict=True):
-            self.swapped[a] = originals[a]
-            t.data = out
-        self.scratch.depth += 1
-
-    def _swap_out(self) -> None:
-        if self.swapped:
-            for a, original in self.swapped.items():
-                getattr(self.module, a).data = original
-            self.swapped.clear()
-            self.scratch.depth -= 1
-
-    def _perturb(self, outs: list[Tensor], tensors: list[Tensor], attributes: list[str], start: int = 0) -> None:
-        keys = [self.keys[a][0] for a in attributes]
-        scales = [self.keys[a][1] for a in attributes]
-        noise = backend(tensors[0].device)
-        noise.perturb_many(outs, tensors, keys, scales, starts=start, distribution=self.distribution)
-
-
-PROBES = ("auto", "just_in_time", "copy", "in_place")
+PROBES = ("auto", "paired", "just_in_time", "copy", "in_place")
 
 
 def choose_probe(
@@ -308,18 +231,18 @@ def choose_probe(
 ) -> InPlaceProbe | CopyProbe | JustInTimeProbe:
     """The probe called `name`; "auto" takes the cheapest exact one that applies.
 
-    Raises ValueError for an unknown name, and for "just_in_time" without the model or with noise of another kind.
+    Raises ValueError for an unknown name, and for "paired" and "just_in_time" without the model or with other noise.
     """
     if name not in PROBES:
         raise ValueError(f"unknown probe '{name}'; known: {', '.join(PROBES)}")
     possible = model is not None and isinstance(noise, CounterNoise) and all(p.is_contiguous() for _, p in parameters)
     if name == "auto":
         small = sum(p.numel() * p.element_size() for _, p in parameters) <= SMALL
-        name = "copy" if small else "just_in_time" if possible else "in_place"
+        name = "copy" if small else "paired" if possible else "in_place"
         if name == "in_place" and any(p.element_size() < 4 for _, p in parameters):
             logger.warning("16-bit weights are probed in place, which rounds them at every step: give MeZO the model")
-    if name == "just_in_time":
+    if name in ("paired", "just_in_time"):
         if not possible or model is None:
-            raise ValueError("the probe 'just_in_time' needs the model, counter-based noise and contiguous weights")
-        return JustInTimeProbe(model, parameters)
+            raise ValueError(f"the probe '{name}' needs the model, counter-based noise and contiguous weights")
+        return JustInTimeProbe(model, parameters, pairs=name == "paired")
     return CopyProbe() if name == "copy" else InPlaceProbe()

@@ -11,14 +11,16 @@ import copy
 import inspect
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from justforward.linear import ScoredLinear, install
 from justforward.prompts import Row
 from justforward.scoring.plan import Forward, Plan, make_plan
 
@@ -26,6 +28,10 @@ logger = logging.getLogger(__name__)
 
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
 """Default tokens per forward pass, padding included, by device type."""
+
+PAIR_TOKENS = {"cpu": 256, "cuda": 4096}
+"""Most tokens of a forward pass at which doubling its batch is faster than a second pass, by device type; measured on
+the CPU (bench/step.py), where activations of more tokens leave the cache; on a GPU not."""
 
 CHECK_TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 0.2}
 """Largest difference of a token's log-probability at which a short cut counts as equal to plain rows."""
@@ -81,6 +87,7 @@ class ScoringEngine:
         accepts = inspect.signature(base.forward).parameters
         self.keeps_logits = "logits_to_keep" in accepts
         self.takes_positions = "position_ids" in accepts
+        self.head = install(model.get_output_embeddings())  # type: ignore[operator]
         flash = "flash" in (getattr(config, "_attn_implementation", None) or "")
         can = short_cuts and self.takes_positions
         # None: allowed by the signature, not yet proven on real rows.
@@ -111,56 +118,84 @@ class ScoringEngine:
             plan = build(trees=self.trees, caches=self.caches is not False and fits_window)
         return plan
 
-    def run(self, plan: Plan, progress: Callable[[int], None] | None = None) -> Scores:
-        """Run a plan; `progress` is told the number of rows' tokens scored after each forward pass."""
-        cache, cached = self._first_cache(plan.prefix)
+    def run(self, plan: Plan, progress: Callable[[int], None] | None = None, *, normalise: bool = True) -> Scores:
+        """Run a plan; `progress` is told the number of rows' tokens scored after each forward pass.
+
+        normalise=False gives logits in place of log-probabilities, and is cheaper: for rows whose normalisers cancel.
+        """
+        (scores,) = self._run(plan, 1, progress, normalise)
+        return scores
+
+    def run_pair(self, plan: Plan, *, normalise: bool = True) -> tuple[Scores, Scores]:
+        """Run a plan on a doubled batch: the scores of its first and of its second half."""
+        first, second = self._run(plan, 2, None, normalise)
+        return first, second
+
+    def fits_twice(self, plan: Plan) -> bool:
+        """Whether one forward of the doubled batch is the faster way, and within the token budget."""
+        most = min(PAIR_TOKENS.get(self.device.type, PAIR_TOKENS["cuda"]), self.token_budget // 2)
+        return all(f.input_ids.size <= most for f in plan.forwards)
+
+    def _run(
+        self, plan: Plan, copies: int, progress: Callable[[int], None] | None, normalise: bool
+    ) -> tuple[Scores, ...]:
+        cache, cached = self._first_cache(plan.prefix, copies)
         values, order = [], []
         for forward in plan.forwards:
-            values.append(self._forward(forward, cache, cached))
+            values.append(self._forward(forward, cache, cached, copies, normalise))
             order.append(torch.from_numpy(forward.output))
             if progress is not None:
                 progress(len(forward.output))
         lengths = torch.from_numpy(plan.lengths).to(self.device)
         if not values:
-            return Scores(torch.zeros(0, device=self.device), lengths)
-        return Scores(torch.cat(values)[torch.argsort(torch.cat(order)).to(self.device)], lengths)
+            return (Scores(torch.zeros(0, device=self.device), lengths),) * copies
+        ordered = torch.cat(values, dim=1)[:, torch.argsort(torch.cat(order)).to(self.device)]
+        return tuple(Scores(part, lengths) for part in ordered)
 
-    def _forward(self, forward: Forward, cache: Any, cached: int) -> Tensor:
-        """One pass over [B, N] tokens -> [T] float32 log-probabilities of its scored tokens."""
-        input_ids = torch.from_numpy(forward.input_ids).to(self.device)
-        keep = torch.from_numpy(forward.keep).to(self.device)
-        arguments: dict = {"input_ids": input_ids, "use_cache": cache is not None}
+    def _forward(self, forward: Forward, cache: Any, cached: int, copies: int, normalise: bool) -> Tensor:
+        """One pass over [B, N] tokens -> [copies, T] float32 log-probabilities of its scored tokens."""
+
+        def tensor(array: np.ndarray) -> Tensor:
+            value = torch.from_numpy(array)
+            return (value if copies == 1 else value.repeat(copies, *[1] * (value.dim() - 1))).to(self.device)
+
+        keep, target = tensor(forward.keep), torch.from_numpy(forward.target).to(self.device)
+        arguments: dict = {"input_ids": tensor(forward.input_ids), "use_cache": cache is not None}
         if self.keeps_logits:
             arguments["logits_to_keep"] = keep
-        if self.takes_positions and (forward.mask is not None or cache is not None):
-            positions = torch.from_numpy(forward.position_ids).to(self.device)
-            arguments["position_ids"] = positions + self.position_offset
+        # A doubled batch gives every position: tables of positions are otherwise looked up once for all rows.
+        if self.takes_positions and (forward.mask is not None or cache is not None or copies > 1):
+            arguments["position_ids"] = tensor(forward.position_ids) + self.position_offset
         if forward.mask is not None:
-            arguments["attention_mask"] = self._additive(torch.from_numpy(forward.mask), cached)
+            arguments["attention_mask"] = self._additive(tensor(forward.mask), cached)
         if cache is not None:
-            arguments["cache"] = _repeat(cache, len(input_ids))
-        logits = self._call(**arguments).logits
+            arguments["cache"] = _repeat(cache, len(forward.input_ids))
+        wanted = None if normalise or self.head is None or torch.is_grad_enabled() else torch.unique(target)
+        with _wanting(self.head, wanted):
+            logits = self._call(**arguments).logits
         if not self.keeps_logits:
             logits = logits[keep]
-        logits = logits.float()  # [K, V]
+        logits = logits.float().view(copies, -1, logits.shape[-1])  # [copies, K, V]
         source = torch.from_numpy(forward.source).to(self.device)
-        target = torch.from_numpy(forward.target).to(self.device)
-        return logits[source, target] - torch.logsumexp(logits, dim=-1)[source]
+        if wanted is not None:
+            return logits[:, source, torch.searchsorted(wanted, target)]
+        picked = logits[:, source, target]
+        return picked - torch.logsumexp(logits, dim=-1)[:, source] if normalise else picked
 
     def _call(self, **arguments: Any) -> Any:
         # PEFT's own forward of a prefix-tuned model would put its prefix in again.
         caller: Any = self.model.get_base_model() if self.prefix_length else self.caller  # type: ignore[operator]
         return caller(**arguments)
 
-    def _first_cache(self, prefix: tuple[int, ...]) -> tuple[Any, int]:
-        """The KV cache, of one row, that all sequences continue, and its length: trained prefix, shared tokens."""
-        cache: Any = self.model.get_prompt(1) if self.prefix_length else None  # type: ignore[operator]
+    def _first_cache(self, prefix: tuple[int, ...], copies: int) -> tuple[Any, int]:
+        """The KV cache, a row per copy, that all sequences continue, and its length: trained prefix, shared tokens."""
+        cache: Any = self.model.get_prompt(copies) if self.prefix_length else None  # type: ignore[operator]
         if prefix:
-            arguments: dict = {"input_ids": torch.tensor([prefix], device=self.device), "use_cache": True}
+            arguments: dict = {"input_ids": torch.tensor([prefix] * copies, device=self.device), "use_cache": True}
             if self.keeps_logits:
                 arguments["logits_to_keep"] = 1
             if cache is not None:
-                positions = torch.arange(len(prefix), device=self.device)[None]
+                positions = torch.arange(len(prefix), device=self.device).expand(copies, -1)
                 arguments |= {"cache": cache, "position_ids": positions + self.position_offset}
             cache = self._call(**arguments).cache
         return cache, self.prefix_length + len(prefix)
@@ -226,11 +261,24 @@ def prefix_length(model: torch.nn.Module) -> int:
 
 
 def _repeat(cache: Any, batch: int) -> Any:
-    """A KV cache of one row, repeated for `batch` rows; the given cache stays as it is."""
+    """A KV cache, each row of it repeated `batch` times; the given cache stays as it is."""
     repeated = copy.copy(cache)
     repeated.layers = [copy.copy(layer) for layer in cache.layers]
     repeated.batch_repeat_interleave(batch)
     return repeated
+
+
+@contextmanager
+def _wanting(head: ScoredLinear | None, wanted: Tensor | None) -> Iterator[None]:
+    """Have the head compute only the outputs that are wanted for a while."""
+    if head is None:
+        yield
+        return
+    head.wanted = wanted
+    try:
+        yield
+    finally:
+        head.wanted = None
 
 
 @contextmanager
