@@ -180,6 +180,15 @@ class JobArguments:
         "(keeps what is lost in 2 more bytes per weight).",
         choices=("stochastic", "nearest", "compensated"),
     )
+    zo_probe: str = _arg(
+        MEZO,
+        "auto",
+        "How weights are moved to measure. paired, just_in_time: a layer at a time, in scratch, leaving every bit of "
+        "them (paired: both signs in one forward where that is faster). copy: in place and back from a copy, for small "
+        "trainable sets and for torch_compile. in_place: as published; rounds. auto: paired, and up to 64 MB copy "
+        "where pairs are not faster.",
+        choices=("auto", "paired", "just_in_time", "copy", "in_place"),
+    )
     save_trajectory: bool = _arg(
         MEZO,
         False,

@@ -207,6 +207,7 @@ class Experiment:
             "zo_shaping": job.zo_shaping,
             "zo_max_skipped": job.zo_max_skipped,
             "zo_rounding": job.zo_rounding,
+            "zo_probe": job.zo_probe,
             "noise": CounterNoise(job.zo_distribution),
             "save_trajectory": job.save_trajectory,
             "run_facts": {"recipe": self._recipe().to_json(), "job": dict(record)},

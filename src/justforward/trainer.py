@@ -42,6 +42,8 @@ class MeZOMixin(TrajectoryMixin):
         zo_shaping: "none", "rank" or "zscore"; see MeZO.
         zo_max_skipped: so many steps in a row with a loss that is not finite end the training.
         zo_rounding: how updates of 16-bit weights are rounded; see MeZO.
+        zo_probe: how weights are moved to measure; see MeZO. With torch_compile "auto" is "copy": compiled models read
+            weights where they are.
         noise: where directions come from; None for counter-based Gaussian noise.
 
     Further arguments are TrajectoryMixin's (the log of the run, and checkpoints made of it) and the Trainer's.
@@ -55,6 +57,7 @@ class MeZOMixin(TrajectoryMixin):
         zo_shaping: str = "none",
         zo_max_skipped: int = 20,
         zo_rounding: str = "stochastic",
+        zo_probe: str = "auto",
         noise: NoiseSource | None = None,
         **kwargs: Any,
     ):
@@ -64,6 +67,7 @@ class MeZOMixin(TrajectoryMixin):
             "shaping": zo_shaping,
             "max_skipped": zo_max_skipped,
             "rounding": zo_rounding,
+            "probe": zo_probe,
             "noise": noise,
         }
         arguments = kwargs.get("args") or (args[1] if len(args) > 1 else None)
@@ -73,6 +77,13 @@ class MeZOMixin(TrajectoryMixin):
                     "fp16 scales gradients, and MeZO has none: load the model in 16 bits instead "
                     "(--load_float16 or --load_bfloat16)"
                 )
+            if arguments.torch_compile:
+                if zo_probe in ("paired", "just_in_time"):
+                    raise ValueError(
+                        f"--torch_compile and --zo_probe {zo_probe} exclude each other: a compiled model reads weights "
+                        "where they are; use --zo_probe copy (exact, a second copy of the weights) or in_place"
+                    )
+                self.mezo_settings["probe"] = "copy" if zo_probe == "auto" else zo_probe
             # More GPUs in one process would be wrapped in DataParallel, which replicates weights at every forward.
             arguments._n_gpu = min(arguments.n_gpu, 1)
         super().__init__(*args, **kwargs)

@@ -280,7 +280,10 @@ def test_a_just_in_time_probe_that_measures_something_else_is_not_used(monkeypat
 
 def test_the_choice(caplog):
     model = tiny("llama")
-    assert isinstance(optimizer(model, "auto").probe, probes.CopyProbe)
+    small = optimizer(model, "auto").probe
+    assert isinstance(small, probes.JustInTimeProbe)
+    assert small.copies
+    assert isinstance(MeZO(model.named_parameters()).probe, probes.CopyProbe)
     large = torch.nn.Linear(1 << 13, (1 << 11) + 1)
     assert isinstance(optimizer(large, "auto").probe, probes.JustInTimeProbe)
     assert isinstance(MeZO(large.named_parameters()).probe, probes.InPlaceProbe)

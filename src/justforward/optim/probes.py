@@ -129,11 +129,20 @@ class JustInTimeProbe:
         model: whose modules own the parameters.
         parameters: the trainable ones, by the names that seed their noise. A tied weight has one name.
         pairs: whether to probe in pairs where the caller can.
+        copies: whether to copy, rather than perturb just in time, where it cannot: cheaper for small trainable sets.
     """
 
     name = "just_in_time"
 
-    def __init__(self, model: nn.Module, parameters: Sequence[tuple[str, Tensor]], *, pairs: bool = False):
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Sequence[tuple[str, Tensor]],
+        *,
+        pairs: bool = False,
+        copies: bool = False,
+    ):
+        self.copies = copies
         self.modules = JustInTime(model, parameters)
         self.reached: set[str] | None = None
         """Parameters that are perturbed just in time; None until the first forward has been watched."""
@@ -142,6 +151,8 @@ class JustInTimeProbe:
 
     def losses(self, direction: Direction, closure: Closure, paired: PairedClosure | None = None) -> tuple[Loss, Loss]:
         """The losses at theta + eps z and theta - eps z."""
+        if self.copies and (paired is None or self.pairs is False):
+            return CopyProbe().losses(direction, closure)
         if self.reached is None:
             self._watch(direction, closure)
             self._verify(direction, closure)
@@ -238,6 +249,8 @@ def choose_probe(
     possible = model is not None and isinstance(noise, CounterNoise) and all(p.is_contiguous() for _, p in parameters)
     if name == "auto":
         small = sum(p.numel() * p.element_size() for _, p in parameters) <= SMALL
+        if small and possible and model is not None:
+            return JustInTimeProbe(model, parameters, pairs=True, copies=True)
         name = "copy" if small else "paired" if possible else "in_place"
         if name == "in_place" and any(p.element_size() < 4 for _, p in parameters):
             logger.warning("16-bit weights are probed in place, which rounds them at every step: give MeZO the model")

@@ -11,6 +11,7 @@ import copy
 import inspect
 import itertools
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
 from justforward.linear import ScoredLinear, install
@@ -79,6 +81,8 @@ class ScoringEngine:
         self.window: int | None = getattr(config, "sliding_window", None)
         self.caller = model
         """What is called: `model`, or what wraps it to run it on several processes."""
+        self.halved = False
+        """Whether memory has run out once, and the token budget been halved."""
         self.one_forward = False
         """Plan every batch as one forward of plain rows: processes that share a model must call it equally often."""
         base = getattr(model, "get_base_model", lambda: model)()
@@ -141,8 +145,14 @@ class ScoringEngine:
     ) -> tuple[Scores, ...]:
         cache, cached = self._first_cache(plan.prefix, copies)
         values, order = [], []
-        for forward in plan.forwards:
-            values.append(self._forward(forward, cache, cached, copies, normalise))
+        todo = deque(plan.forwards)
+        while todo:
+            forward = todo.popleft()
+            value = self._try_forward(forward, cache, cached, copies, normalise)
+            if value is None:
+                todo.extendleft(reversed(forward.halves()))
+                continue
+            values.append(value)
             order.append(torch.from_numpy(forward.output))
             if progress is not None:
                 progress(len(forward.output))
@@ -151,6 +161,21 @@ class ScoringEngine:
             return (Scores(torch.zeros(0, device=self.device), lengths),) * copies
         ordered = torch.cat(values, dim=1)[:, torch.argsort(torch.cat(order)).to(self.device)]
         return tuple(Scores(part, lengths) for part in ordered)
+
+    def _try_forward(self, forward: Forward, *arguments: Any) -> Tensor | None:
+        """One pass, or None, with the token budget halved, where memory ran out for the first time."""
+        try:
+            return self._forward(forward, *arguments)
+        except Exception as error:
+            if self.halved or len(forward.input_ids) < 2 or not should_reduce_batch_size(error):
+                raise
+        self.halved, self.token_budget = True, max(1, self.token_budget // 2)
+        logger.warning(
+            "out of memory at %d tokens in one pass: the token budget is %d from here on (--token_budget)",
+            forward.input_ids.size,
+            self.token_budget,
+        )
+        return None
 
     def _forward(self, forward: Forward, cache: Any, cached: int, copies: int, normalise: bool) -> Tensor:
         """One pass over [B, N] tokens -> [copies, T] float32 log-probabilities of its scored tokens."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 from transformers import GenerationConfig
 
 from justforward.scoring.engine import TOKEN_BUDGET, prefix_length
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Generator:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self.device = next(model.parameters()).device
         self.token_budget = token_budget or TOKEN_BUDGET.get(self.device.type, TOKEN_BUDGET["cuda"])
+        self.halved = False
         self.prefix_length = prefix_length(model)
         stop = tokenizer.encode(settings.eos_token, add_special_tokens=False)
         if not stop:
@@ -54,12 +60,29 @@ class Generator:
     def generate(self, prompts: Sequence[Sequence[int]], progress: Callable[[int], None] | None = None) -> list[str]:
         """One continuation per prompt, stripped, in the order given; `progress` is told each batch's size."""
         texts = [""] * len(prompts)
-        for batch in self._batches(prompts):
-            for i, text in zip(batch, self._generate([prompts[i] for i in batch]), strict=True):
+        todo = deque(self._batches(prompts))
+        while todo:
+            batch = todo.popleft()
+            made = self._try_generate([prompts[i] for i in batch])
+            if made is None:
+                todo.extendleft((batch[len(batch) // 2 :], batch[: len(batch) // 2]))
+                continue
+            for i, text in zip(batch, made, strict=True):
                 texts[i] = text
             if progress is not None:
                 progress(len(batch))
         return texts
+
+    def _try_generate(self, prompts: list[Sequence[int]]) -> list[str] | None:
+        """One batch, or None, with the token budget halved, where memory ran out for the first time."""
+        try:
+            return self._generate(prompts)
+        except Exception as error:
+            if self.halved or len(prompts) < 2 or not should_reduce_batch_size(error):
+                raise
+        self.halved, self.token_budget = True, max(1, self.token_budget // 2)
+        logger.warning("out of memory generating from %d prompts at once: they are taken in halves", len(prompts))
+        return None
 
     def _batches(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         batches: list[list[int]] = []

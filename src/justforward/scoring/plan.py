@@ -54,6 +54,21 @@ class Forward:
     target: np.ndarray
     output: np.ndarray
 
+    def halves(self) -> tuple[Forward, Forward]:
+        """The same work in two passes, each over half of the sequences; there must be two or more."""
+        middle = len(self.input_ids) // 2
+        first = self.source < self.keep[:middle].sum()
+        return self._part(slice(None, middle), first), self._part(slice(middle, None), ~first)
+
+    def _part(self, rows: slice, scored: np.ndarray) -> Forward:
+        mask = None if self.mask is None else self.mask[rows]
+        source = self.source[scored]
+        # The sequences of a part are neighbours, and so are their positions among those that are kept.
+        return Forward(
+            *(self.input_ids[rows], self.position_ids[rows], mask, self.keep[rows]),
+            *(source - source.min(), self.target[scored], self.output[scored]),
+        )
+
 
 @dataclass
 class Plan:
