@@ -30,7 +30,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 bench: $(STAMP)
-	$(BIN)/python -m bench
+	JUSTFORWARD_BENCH_RESULTS=bench/results $(BIN)/python -m bench
 
 clean:
 	rm -rf $(VENV) build dist

@@ -1,8 +1,9 @@
-"""Run every measurement of this package: `python -m bench`, or `python -m bench noise scoring` for some."""
+"""Run every measurement of this package: `python -m bench`, or `python -m bench noise evaluate` for some."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 import sys
 
@@ -10,13 +11,17 @@ import bench
 
 
 def main() -> None:
-    """Run the named modules of bench, or all that have a main."""
-    for name in sys.argv[1:] or sorted(module.name for module in pkgutil.iter_modules(bench.__path__)):
+    """Run the named modules of bench, or all that have a main and what they need."""
+    named = sys.argv[1:]
+    for name in named or sorted(module.name for module in pkgutil.iter_modules(bench.__path__)):
         if name in ("__main__", "common"):
             continue
-        run = getattr(importlib.import_module(f"bench.{name}"), "main", None)
-        if run is not None:
-            run()
+        module = importlib.import_module(f"bench.{name}")
+        needs = getattr(module, "NEEDS", None)
+        if needs and not named and importlib.util.find_spec(needs) is None:
+            print(f"bench.{name} is left out: it needs {needs} (pip install {needs})", file=sys.stderr)
+        elif hasattr(module, "main"):
+            module.main()
 
 
 if __name__ == "__main__":

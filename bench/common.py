@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import time
@@ -14,6 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+RESULTS = "JUSTFORWARD_BENCH_RESULTS"
+"""Environment variable: a folder to which every figure is appended."""
 
 PACKAGES = ("justforward", "torch", "transformers", "numpy", "numba")
 
@@ -39,13 +43,39 @@ def compare(
     for _ in range(runs):
         for name, contender in contenders.items():
             times[name].append(_milliseconds(contender, device))
-    first, *others = times
-    ratios = {
-        f"{name}/{first}": round(statistics.median(b / a for a, b in zip(times[first], times[name], strict=True)), 3)
-        for name in others
-    }
     medians = {name: round(statistics.median(values), 2) for name, values in times.items()}
-    return report(figure, milliseconds=medians, ratio=ratios, runs=runs, device=device, **facts)
+    return report(figure, milliseconds=medians, ratio=_ratios(times, 3), runs=runs, device=device, **facts)
+
+
+def compare_rates(
+    figure: str,
+    contenders: Mapping[str, tuple[float, Callable[[], object]]],
+    *,
+    goal: float | None = None,
+    runs: int = 5,
+    device: str = "cpu",
+    **facts: object,
+) -> dict[str, object]:
+    """Time contenders that may do different numbers of the same examples, and print what each does per second.
+
+    `contenders` has for each name the examples that one call does, and the call; warm up before. The ratios are the
+    medians, over the rounds, of each contender's time for an example over that of the first in the same round: how
+    many times as fast the first is, `goal` times or more if all is well.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(runs):
+        for name, (examples, run) in contenders.items():
+            seconds[name].append(_milliseconds(run, device) / 1e3 / examples)
+    return report(
+        figure,
+        ratio=_ratios(seconds, 2),
+        goal=goal,
+        examples_per_second={name: round(1 / statistics.median(values), 3) for name, values in seconds.items()},
+        examples={name: round(examples, 2) for name, (examples, _) in contenders.items()},
+        runs=runs,
+        device=device,
+        **facts,
+    )
 
 
 def report(figure: str, *, device: str = "cpu", **values: object) -> dict[str, object]:
@@ -62,7 +92,24 @@ def report(figure: str, *, device: str = "cpu", **values: object) -> dict[str, o
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     }
     print(json.dumps(line), flush=True)
+    if folder := os.environ.get(RESULTS):
+        with results_file(Path(folder), line).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
     return line
+
+
+def results_file(folder: Path, line: Mapping[str, object]) -> Path:
+    """Where a figure is kept: a file per date and hardware."""
+    folder.mkdir(parents=True, exist_ok=True)
+    device = re.sub(r"[^A-Za-z0-9]+", "-", str(line["device"])).strip("-")
+    return folder / f"{line['date']}-{device}-{line['threads']}-threads.jsonl"
+
+
+def _ratios(times: Mapping[str, list[float]], digits: int) -> dict[str, float]:
+    """Each contender's time over that of the first in the same round, the median."""
+    first, *others = times
+    rounds = {name: zip(times[first], times[name], strict=True) for name in others}
+    return {f"{name}/{first}": round(statistics.median(b / a for a, b in rounds[name]), digits) for name in others}
 
 
 def _milliseconds(run: Callable[[], object], device: str) -> float:

@@ -35,6 +35,9 @@ PairedClosure = Callable[[], Tensor]
 SMALL = 64 << 20
 """Trainable sets of at most this many bytes are copied."""
 
+VERIFIED = 8 << 20
+"""So many bytes of weights are copied once, to hold a just-in-time probe to one in place."""
+
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 """Largest difference of two probes' losses that rounding explains, relative to the loss where that is above 1."""
 
@@ -196,7 +199,7 @@ class JustInTimeProbe:
         some, size = set[str](), 0
         for name, p in sorted(direction.parameters, key=lambda pair: pair[1].numel()):
             size += p.numel() * p.element_size()
-            if name in self.reached and size <= SMALL:
+            if name in self.reached and size <= VERIFIED:
                 some.add(name)
         part = direction.only(some)
         if not some:

@@ -1,0 +1,114 @@
+"""Peak memory of a MeZO step over that of evaluating the same batch, and of loading a model over the model.
+
+Run: python -m bench.memory
+OPT-125m shape, all parameters trained, 16 examples of 62 tokens. Every figure is taken in a process of its own: the
+peak of resident memory (VmHWM, set back before the measured part) and the peak of what torch's allocator held. Both
+processes have loaded the same libraries, the noise kernels included.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from bench.common import report
+from bench.workload import Step, model_of, step_of
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MIB = 2**20
+
+
+def resident(field: str) -> float:
+    """VmRSS (now) or VmHWM (peak) of this process, MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
+def allocator_peak(run: Callable[[], object]) -> float:
+    """Most that torch's allocator held at once beyond what it holds before, MiB."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run()
+    assert profiled.profiler is not None
+    assert profiled.profiler.kineto_results is not None
+    events: list[Any] = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak / MIB
+
+
+def forget_scratch(made: Step) -> None:
+    """Give back what the first step left for the next, so that it counts as the step's."""
+    made.mezo.probe.modules.scratch.buffers.clear()  # type: ignore[union-attr]
+
+
+def child(what: str, dtype: str) -> dict[str, float]:
+    """The figures of this process: "evaluate" or "step" on a batch."""
+    made = step_of(dtype=DTYPES[dtype])
+    forget_scratch(made)
+    run = made.run if what == "step" else made.measure
+    weights = sum(p.numel() * p.element_size() for p in made.model.parameters()) / MIB
+    Path("/proc/self/clear_refs").write_text("5")
+    for _ in range(3):
+        with torch.no_grad():
+            run()
+    peak = resident("VmHWM")
+    forget_scratch(made)
+    with torch.no_grad():
+        return {"rss": peak, "allocator": weights + allocator_peak(run)}
+
+
+def loading(folder: str, dtype: str) -> dict[str, float]:
+    """Peak of resident memory while a saved model is loaded, beyond what the process had, and the model's size."""
+    from justforward.models.loading import load
+
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    loaded = load(folder, dtype=DTYPES[dtype])
+    weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters()) / MIB
+    return {"rss": resident("VmHWM") - before, "weights": weights}
+
+
+def in_a_process(*words: str) -> dict[str, float]:
+    """Run this module with these words; the figures it prints."""
+    command = [sys.executable, "-m", "bench.memory", *words]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Print the figures."""
+    for dtype in DTYPES:
+        step, evaluation = in_a_process("step", dtype), in_a_process("evaluate", dtype)
+        ratio = {f"step/evaluation, {k}": round(step[k] / evaluation[k], 4) for k in step}
+        report(f"peak memory: OPT-125m, {dtype}", ratio=ratio, goal=1.02, mib={"step": step, "evaluation": evaluation})
+    with tempfile.TemporaryDirectory() as folder:
+        save(folder)
+        for dtype in DTYPES:
+            found = in_a_process("load", dtype, folder)
+            ratio = {"loading/weights, rss": round(found["rss"] / found["weights"], 3)}
+            report(f"peak memory of loading: OPT-125m saved in fp32, as {dtype}", ratio=ratio, mib=found)
+
+
+def save(folder: str) -> None:
+    """A model with a tokenizer beside it."""
+    tokenizer = Path(__file__).parents[1] / "tests" / "fixtures" / "tiny-opt-4k"
+    model_of("125m").save_pretrained(folder)  # type: ignore[operator]
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"):
+        (Path(folder) / name).write_bytes((tokenizer / name).read_bytes())
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        main()
+    else:
+        what, dtype, *rest = sys.argv[1:]
+        print(json.dumps(loading(rest[0], dtype) if what == "load" else child(what, dtype)))

@@ -1,0 +1,113 @@
+"""Models of a given shape with random weights, and batches for them: what the benchmarks work on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+from torch import Tensor
+from transformers import AutoModelForCausalLM, OPTConfig
+
+from bench import textbook
+from justforward.objectives import Classification, Example
+from justforward.optim import CounterNoise, MeZO
+from justforward.prompts import Row
+from justforward.scoring import ScoringEngine
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 128, "vocab_size": 512},
+    "25m": {"hidden_size": 256, "num_hidden_layers": 12, "num_attention_heads": 4, "ffn_dim": 1024},
+    "125m": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "ffn_dim": 3072},
+    "350m": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "ffn_dim": 4096},
+    "1.3b": {"hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 32, "ffn_dim": 8192},
+}
+"""OPT's; the vocabulary is 50,272 where nothing else is said."""
+
+TOKENS = 61
+"""Of a prompt; a one-token option behind it makes 62."""
+
+OPTIONS = (500, 501)
+
+
+def model_of(shape: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> torch.nn.Module:
+    """An OPT with random weights."""
+    torch.manual_seed(0)
+    sizes = SHAPES[shape]
+    config = OPTConfig(**sizes, word_embed_proj_dim=sizes["hidden_size"])
+    return AutoModelForCausalLM.from_config(config).eval().to(device=device, dtype=dtype)
+
+
+def adapted(model: torch.nn.Module, method: str) -> torch.nn.Module:
+    """The model under an adapter: "lora" on query and value, rank 8, or a "prefix" of 5 tokens; or "full", itself."""
+    if method == "full":
+        return model
+    if method == "lora":
+        config = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])
+    else:
+        config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)
+    return get_peft_model(model, config).eval()  # type: ignore[arg-type]
+
+
+def prompts_of(count: int, vocabulary: int, tokens: int = TOKENS) -> list[tuple[int, ...]]:
+    """Random token rows of one length."""
+    chance = torch.Generator().manual_seed(0)
+    return [tuple(torch.randint(5, vocabulary, (tokens,), generator=chance).tolist()) for _ in range(count)]
+
+
+@dataclass
+class Step:
+    """One MeZO step on a batch of classification with two one-token options, and what it is compared with."""
+
+    model: torch.nn.Module
+    mezo: MeZO
+    measure: Callable[[], Tensor]
+    measure_pair: Callable[[], Tensor] | None
+    prompts: list[tuple[int, ...]]
+
+    def run(self) -> None:
+        """A whole step: two probes and the update."""
+        self.mezo.estimate(self.measure, paired=self.measure_pair)
+        self.mezo.step()
+
+    @torch.no_grad()
+    def two_forwards(self) -> None:
+        """The passes that a step cannot do without, on the same plan."""
+        self.measure()
+        self.measure()
+
+    def textbook(self) -> None:
+        """The reference's step on the same examples."""
+        options = [(option,) for option in OPTIONS]
+        loss = lambda: textbook.classification_loss(self.model, self.prompts, options)  # noqa: E731
+        textbook.step(list(self.model.parameters()), loss, lr=1e-6, eps=1e-3, seed=0)
+
+
+def step_of(
+    shape: str = "125m",
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    examples: int = 16,
+    method: str = "full",
+    probe: str = "auto",
+    distribution: str = "gaussian",
+    compiled: bool = False,
+) -> Step:
+    """A step to measure; it has been run once, so kernels are compiled and probes verified."""
+    model = adapted(model_of(shape, dtype, device), method)
+    vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    prompts = prompts_of(examples, vocabulary)
+    rows = [Example(tuple(Row((*p, option), len(p)) for option in OPTIONS), 0) for p in prompts]
+    engine, objective = ScoringEngine(model), Classification()
+    if compiled:
+        engine.caller = torch.compile(model)  # type: ignore[assignment]
+    batch = objective.batch(engine, rows)
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    mezo = MeZO(named, lr=1e-6, eps=1e-3, model=model, probe=probe, noise=CounterNoise(distribution))
+    pair = (lambda: objective.measure_pair(engine, batch)) if engine.fits_twice(batch.plan) else None
+    made = Step(model, mezo, lambda: objective.measure(engine, batch).loss, pair, prompts)
+    made.run()
+    return made
