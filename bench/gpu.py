@@ -40,7 +40,7 @@ def noise(device: str, elements: int = 1 << 28) -> None:
                 device=device,
             )
             times: dict[str, float] = line["milliseconds"]  # type: ignore[assignment]
-            print({name: f"{moved / ms / 1e9:.2f} TB/s" for name, ms in times.items()}, flush=True)
+            print({name: f"{moved / max(ms, 1e-3) / 1e9:.2f} TB/s" for name, ms in times.items()}, flush=True)
 
 
 def check_bits(device: str, dtype: torch.dtype, distribution: str) -> None:

@@ -1,6 +1,6 @@
 """Seconds per step as models and batches grow, and their plot.
 
-Run: python -m bench.growth [PLOT.png]
+Run: python -m bench.growth [ROUNDS [PLOT.png]]
 OPT shapes of 25, 125 and 350 million weights; 8 to 64 examples of two one-token options of 62 tokens; fp32 and bf16.
 """
 
@@ -21,16 +21,14 @@ MODELS, EXAMPLES = ("25m", "125m", "350m"), (8, 16, 32, 64)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def measure(shape: str, examples: int, dtype: torch.dtype, rounds: int = 3) -> tuple[float, float]:
-    """Median seconds of a step and of its two forward passes."""
-    made = step_of(shape, examples=examples, dtype=dtype)
-    steps, forwards = [], []
+def measure(shape: str, examples: int, dtype: torch.dtype, rounds: int) -> float:
+    """Median seconds of a step."""
+    made, times = step_of(shape, examples=examples, dtype=dtype), []
     for _ in range(rounds):
-        for run, times in ((made.run, steps), (made.two_forwards, forwards)):
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-    return statistics.median(steps), statistics.median(forwards)
+        start = time.perf_counter()
+        made.run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
 def plot(seconds: dict[str, dict[str, dict[int, float]]], path: Path) -> None:
@@ -54,18 +52,14 @@ def plot(seconds: dict[str, dict[str, dict[int, float]]], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def main(path: str = "bench/results/growth.png") -> None:
+def main(rounds: str = "1", path: str = "bench/results/growth.png") -> None:
     """Print one line per model and dtype, and draw the plot."""
     seconds: dict[str, dict[str, dict[int, float]]] = {}
     for name, dtype in DTYPES.items():
         for shape in MODELS:
-            both = {examples: measure(shape, examples, dtype) for examples in EXAMPLES}
-            seconds.setdefault(name, {})[shape] = {e: step for e, (step, _) in both.items()}
-            report(
-                f"growth: OPT-{shape}, {name}",
-                seconds_per_step={e: round(step, 3) for e, (step, _) in both.items()},
-                ratio={f"step/two forwards, {e} examples": round(s / f, 3) for e, (s, f) in both.items()},
-            )
+            found = {examples: measure(shape, examples, dtype, int(rounds)) for examples in EXAMPLES}
+            seconds.setdefault(name, {})[shape] = found
+            report(f"growth: OPT-{shape}, {name}", seconds_per_step={e: round(s, 3) for e, s in found.items()})
             gc.collect()
     plot(seconds, Path(path))
 
