@@ -47,7 +47,8 @@ class Generator:
     ):
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self.device = next(model.parameters()).device
-        self.token_budget = token_budget or TOKEN_BUDGET.get(self.device.type, TOKEN_BUDGET["cuda"])
+        # Twice that of scoring: a token that is only kept takes less memory than one that is computed.
+        self.token_budget = token_budget or 2 * TOKEN_BUDGET.get(self.device.type, TOKEN_BUDGET["cuda"])
         self.halved = False
         self.prefix_length = prefix_length(model)
         stop = tokenizer.encode(settings.eos_token, add_special_tokens=False)

@@ -2,7 +2,8 @@
 
 A row's last token is never fed: its probability is read from the logits before it. So rows that differ only in
 their last token are one sequence. Rows that share a beginning are packed behind it as a tree: one sequence in which
-a token attends to its own ancestors only. A beginning common to *all* rows is computed once into a KV cache.
+a token attends to its own ancestors only. A beginning common to *all* rows is computed once into a KV cache; what
+follows it is packed as a tree too, whose root is the cache.
 Sequences are sorted by length and batched under a token budget, longest first, so that running out of memory shows
 at once.
 """
@@ -162,7 +163,9 @@ class _Packer:
             grows = len(self.sequence.tokens) + len(fed) - shared
             limit = min(MAX_TREE_GROWTH * max(self.longest, len(fed)), self.token_budget)
             chain = shared == len(self.fed) and self.is_chain  # the row before is a beginning of this one
-            if not chain and not (self.pack_trees and 2 * shared >= len(fed) and grows <= limit):
+            # Behind a cached prefix, rows of one tree read one copy of it; batched they would need a copy each.
+            worth = 2 * shared >= len(fed) or grows <= self.prefix_length
+            if not chain and not (self.pack_trees and worth and grows <= limit):
                 return False
         path = self.branches[-1][1][:shared] if self.branches else []
         sequence = self.sequence
