@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StaticCache
 
 from justforward.scoring.engine import TOKEN_BUDGET, prefix_length
 
@@ -119,6 +119,11 @@ class Generator:
             input_ids = torch.nn.functional.pad(input_ids, stand_ins, value=self.pad)
             attention_mask = torch.nn.functional.pad(attention_mask, stand_ins, value=1)
             arguments["cache"] = peft.get_prompt(len(input_ids) * self.settings.num_beams)
+        elif self.settings.num_beams == 1 and getattr(self.model, "_can_compile_fullgraph", False):
+            # A growing cache is copied whole at every token, which takes as long as a batch's forward pass on a CPU.
+            length = input_ids.shape[1] + self.settings.max_new_tokens
+            config = self.model.config.get_text_config(decoder=True)  # type: ignore[union-attr]
+            arguments["cache"] = StaticCache(config=config, max_cache_len=length)
         output = model.generate(input_ids=input_ids, attention_mask=attention_mask, **arguments)
         return output[:, input_ids.shape[1] :]
 
@@ -132,5 +137,6 @@ class Generator:
             eos_token_id=self.stops,
             pad_token_id=self.pad,
             use_cache=True,
+            disable_compile=True,
             **sampling,
         )
