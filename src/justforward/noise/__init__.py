@@ -120,7 +120,7 @@ class NoiseBackend(Protocol):
 
         `tensor` is [R, H], `rows` int64 [U] with values from 0 to R - 1 and `out` [U, H]. Only these rows' z is drawn.
         `mirror`, [U, H], gets what `-scale` would give, from the same draw.
-        Raises ValueError as `perturb` does, and where a row is out of range.
+        Raises ValueError as `perturb` does, and, on the CPU, where a row is out of range.
         """
         ...
 

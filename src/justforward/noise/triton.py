@@ -281,7 +281,7 @@ class TritonNoise:
         distribution: str = "gaussian",
         mirror: torch.Tensor | None = None,
     ) -> None:
-        """See `NoiseBackend.perturb_rows`; the check of the rows waits for the device."""
+        """See `NoiseBackend.perturb_rows`; that rows are in range is not checked on a GPU."""
         binary = is_binary(distribution)
         check_rows(self.device, out, tensor, rows, key, scale, mirror)
         _launch(out.detach(), tensor.detach(), key, 0, scale, 1.0, binary, rows=rows.contiguous(), mirror=mirror)

@@ -216,15 +216,17 @@ class _Module:
         return torch.cat([float32_linear(h, w, b) for h, w, b in zip(halves, moved, chosen, strict=True)])
 
     def _embedding(self, ids: Tensor) -> Tensor:
-        """Rows of W', made for the ids that are looked up."""
+        """Rows of W', made as they are looked up: to find repeated ids, a GPU would have to be waited for."""
         self.by.reached.update(self.used.values())
         assert isinstance(self.module, nn.Embedding)
-        weight = self.module.weight.detach()
-        rows, inverse = torch.unique(ids, return_inverse=True)
-        halves = self._halves(inverse)
-        moved = [torch.empty((len(rows), weight.shape[1]), dtype=weight.dtype, device=weight.device) for _ in halves]
-        self._perturb_rows(moved, weight, rows)
-        return torch.cat([nn.functional.embedding(i, m) for i, m in zip(halves, moved, strict=True)])
+        weight, half = self.module.weight.detach(), self._halves(ids)[0].numel()
+        shape = (ids.numel(), weight.shape[1])
+        moved = [
+            torch.empty(shape, dtype=weight.dtype, device=weight.device) for _ in range(2 if self.by.paired else 1)
+        ]
+        self._perturb_rows(moved, weight, ids.reshape(-1))
+        looked_up = torch.cat([moved[0][:half], moved[1][half:]]) if self.by.paired else moved[0]
+        return looked_up.view(*ids.shape, -1)
 
     def _swapped(self, *args: Any, **kwargs: Any) -> Any:
         """Any module: its own forward, with perturbed weights in place of its own."""

@@ -195,16 +195,17 @@ class ScoringEngine:
             arguments["attention_mask"] = self._additive(tensor(forward.mask), cached)
         if cache is not None:
             arguments["cache"] = _repeat(cache, len(forward.input_ids))
-        wanted = None if normalise or self.head is None or torch.is_grad_enabled() else torch.unique(target)
+        wanted, index = None, target
+        if not (normalise or self.head is None or torch.is_grad_enabled()):
+            ids, places = np.unique(forward.target, return_inverse=True)
+            wanted, index = (torch.from_numpy(array).to(self.device) for array in (ids, places))
         with _wanting(self.head, wanted):
             logits = self._call(**arguments).logits
         if not self.keeps_logits:
             logits = logits[keep]
         logits = logits.float().view(copies, -1, logits.shape[-1])  # [copies, K, V]
         source = torch.from_numpy(forward.source).to(self.device)
-        if wanted is not None:
-            return logits[:, source, torch.searchsorted(wanted, target)]
-        picked = logits[:, source, target]
+        picked = logits[:, source, index]
         return picked - torch.logsumexp(logits, dim=-1)[:, source] if normalise else picked
 
     def _call(self, **arguments: Any) -> Any:
