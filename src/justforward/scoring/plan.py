@@ -4,8 +4,8 @@ A row's last token is never fed: its probability is read from the logits before 
 their last token are one sequence. Rows that share a beginning are packed behind it as a tree: one sequence in which
 a token attends to its own ancestors only. A beginning common to *all* rows is computed once into a KV cache; what
 follows it is packed as a tree too, whose root is the cache.
-Sequences are sorted by length and batched under a token budget, longest first, so that running out of memory shows
-at once.
+Sequences are sorted by length and cut into batches under a token budget, longest first, so that running out of memory
+shows at once, and so that padding and passes together cost least.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from justforward.prompts import Row
 
 MIN_SHARED_PREFIX = 16
 """Tokens that all rows must share before a KV cache pays for its own forward pass."""
+
+PASS_TOKENS = 64
+"""What one more forward pass costs, in tokens: padding is worth less than that."""
 
 MAX_TREE_GROWTH = 8
 """A packed tree may be this many times longer than its longest row: attention over it is quadratic."""
@@ -205,15 +208,28 @@ def _batches(sequences: list[Packed], token_budget: int) -> list[list[Packed]]:
     for tree in (True, False):
         kind = [s for s in sequences if (s.ancestors is not None) == tree]
         kind.sort(key=lambda s: -len(s.tokens))
-        batch: list[Packed] = []
-        for s in kind:
-            if batch and len(batch[0].tokens) * (len(batch) + 1) > token_budget:
-                batches.append(batch)
-                batch = []
-            batch.append(s)
-        if batch:
-            batches.append(batch)
+        start = 0
+        for end in _cuts([len(s.tokens) for s in kind], token_budget):
+            batches.append(kind[start:end])
+            start = end
     return batches
+
+
+def _cuts(lengths: list[int], token_budget: int) -> list[int]:
+    """Where to cut lengths, longest first, into batches: the least of (longest x count + PASS_TOKENS), summed up."""
+    n = len(lengths)
+    best, ends = [0] * (n + 1), [n] * n
+    for i in range(n - 1, -1, -1):
+        longest = max(1, lengths[i])
+        last = min(n, i + max(1, token_budget // longest))
+        cost, ends[i] = min((best[j] + longest * (j - i), -j) for j in range(i + 1, last + 1))
+        best[i], ends[i] = cost + PASS_TOKENS, -ends[i]
+    cuts: list[int] = []
+    at = 0
+    while at < n:
+        at = ends[at]
+        cuts.append(at)
+    return cuts
 
 
 def _pad(batch: list[Packed]) -> Forward:
