@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,7 +120,8 @@ class TrajectoryMixin(_Base):
             state = TrainerState.load_from_json(str(saved[max(earlier)] / "trainer_state.json"))
         state.global_step = step
         mark = folder / f"checkpoint-{step}"
-        mark.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(mark, ignore_errors=True)  # what a kill left of a checkpoint that was being saved
+        mark.mkdir(parents=True)
         _write_mark(mark, step, start)
         state.save_to_json(str(mark / "trainer_state.json"))
         logger.info("going on from %s at step %d", path, step)
@@ -258,4 +260,9 @@ def _start_of(checkpoint: Path) -> Path | None:
 
 
 def _complete(checkpoint: Path) -> bool:
-    return (checkpoint / "trainer_state.json").exists() and checkpoint.name.split("-")[-1].isdigit()
+    """Whether a checkpoint was saved to its end: its state is written last, and not at once."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return checkpoint.name.split("-")[-1].isdigit()

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,6 +105,25 @@ def test_sigkill_at_random_moments_loses_nothing_and_repeats_nothing():
     assert main([*JOB, "--max_steps", "60", "--output_dir", "killed"]) == 0
     assert equal(weights("whole"), weights("killed"))
     assert read(log).steps == read(Path("whole/trajectory.log")).steps
+
+
+@pytest.mark.parametrize("torn", ["trainer_state.json", "rng_state.pth", "optimizer.pt"])
+def test_a_kill_while_a_checkpoint_is_saved_does_not_stick(torn):
+    """The library writes these files in place: a kill leaves them empty, and the log ends at the checkpoint's step."""
+    saving = ["--save_strategy", "steps", "--save_steps", "6"]
+    assert main([*JOB, *saving, "--output_dir", "whole"]) == 0
+    assert main([*JOB, *saving, "--output_dir", "killed"]) == 0
+    for name in ("checkpoint-12", "model.safetensors"):
+        path = Path("killed", name)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    log, checkpoint = Path("killed/trajectory.log"), Path("killed/checkpoint-6")
+    log.write_bytes(log.read_bytes()[: -6 * 4])
+    (checkpoint / torn).write_bytes(b"")
+    if torn != "trainer_state.json":
+        (checkpoint / "trainer_state.json").unlink()
+    assert main([*JOB, *saving, "--output_dir", "killed"]) == 0
+    assert equal(weights("whole"), weights("killed"))
+    assert log.read_bytes() == Path("whole/trajectory.log").read_bytes()
 
 
 @pytest.mark.parametrize("saving", [[], ["--save_strategy", "steps", "--save_steps", "4"]])
