@@ -140,6 +140,21 @@ def test_gradient_scaling_is_refused(tmp_path):
         MeZOTrainer(model=tiny("llama"), args=args, train_dataset=dataset())
 
 
+@pytest.mark.parametrize("probe", ["paired", "just_in_time"])
+def test_a_compiled_model_is_not_probed_just_in_time(tmp_path, probe):
+    args = arguments(tmp_path)
+    args.torch_compile = True
+    with pytest.raises(ValueError, match="--zo_probe copy"):
+        MeZOTrainer(model=tiny("llama"), args=args, train_dataset=dataset(), zo_probe=probe)
+
+
+def test_a_compiled_model_is_probed_from_a_copy(tmp_path):
+    args = arguments(tmp_path)
+    args.torch_compile = True
+    trainer = MeZOTrainer(model=tiny("llama"), args=args, train_dataset=dataset())
+    assert trainer.mezo_settings["probe"] == "copy"
+
+
 def test_the_mixin_fits_any_trainer(tmp_path):
     class Doubled(Trainer):
         def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
