@@ -10,8 +10,10 @@
 #       --non_diff --evaluation_strategy no --save_strategy no --save_model
 #
 # Environment (defaults): TASK (required), MODEL (facebook/opt-1.3b), MODE (ft; or prefix, lora), LR (1e-5),
-#   EPS (1e-3), BS (16, per device), STEPS (20000), EVAL_STEPS (4000), SEED (0), TRAIN/DEV/EVAL samples
+#   EPS (1e-3), BS (16, examples per step), STEPS (20000), EVAL_STEPS (4000), SEED (0), TRAIN/DEV/EVAL samples
 #   (1000/500/1000), PYTHON (python), DRY_RUN=1 (print the command only).
+# Several GPUs are all used: where the model fits each of them by N processes that share a step's BS examples, else by
+#   one that is spread over them. LAYOUT=dataN or LAYOUT=spread chooses.
 # SEED draws the train set and seeds the run itself: noise, batch order, new parameters.
 # Further arguments go to run.py and win over those below; see `python run.py --help`.
 set -euo pipefail
@@ -39,10 +41,24 @@ case "${TASK%%__*}" in
     *) DEV=${DEV:-500} ;;
 esac
 
+PYTHON=${PYTHON:-python}
+LAYOUT=${LAYOUT:-$(nvidia-smi --list-gpus >/dev/null 2>&1 && "$PYTHON" "$root/run.py" layout "$MODEL" --batch "$BS" || echo spread)}
+launcher=("$PYTHON")
+processes=1
+case "$LAYOUT" in
+    spread) ;;
+    data[1-9]*)
+        processes=${LAYOUT#data}
+        ((BS % processes == 0)) || fail "$processes processes cannot share BS=$BS examples evenly"
+        launcher+=(-m torch.distributed.run --standalone --nproc_per_node "$processes")
+        ;;
+    *) fail "LAYOUT is spread or data and a number, not '$LAYOUT'" ;;
+esac
+
 TAG=${TAG:-mezo-$MODE-$STEPS-$BS-$LR-$EPS-$SEED}
 
 command=(
-    "${PYTHON:-python}" "$root/run.py"
+    "${launcher[@]}" "$root/run.py"
     --model_name "$MODEL"
     --task_name "$TASK"
     --output_dir "result/$TASK-$(basename -- "$MODEL")-$TAG"
@@ -57,7 +73,7 @@ command=(
     --learning_rate "$LR"
     --zo_eps "$EPS"
     --lr_scheduler_type constant
-    --per_device_train_batch_size "$BS"
+    --per_device_train_batch_size "$((BS / processes))"
     --max_steps "$STEPS"
     --logging_steps 10
     --eval_strategy steps

@@ -227,9 +227,9 @@ def scored_workloads() -> list[Scored]:
 
 def continued_workload() -> Continued:
     """What is continued on the random model, which never ends an answer: every contender writes all tokens."""
-    lengths = [84 + 116 * (7 * i % 16) // 15 for i in range(16)]
+    lengths = [84 + 116 * ((7 * i + 6) % 48) // 47 for i in range(48)]
     prompts = [(OPT_BOS, *random_tokens(length - 1, 2000 + i)) for i, length in enumerate(lengths)]
-    return Continued(f"generation, SQuAD-like prompts, never stops early, {SHAPE}", prompts, 3, 5)
+    return Continued(f"generation, SQuAD-like prompts, never stops early, {SHAPE}", prompts, 4, 5)
 
 
 def synthetic(rounds: int, only: str) -> None:

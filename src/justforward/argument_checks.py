@@ -27,6 +27,8 @@ _AT_LEAST = {
     "token_budget": 1,
     "zo_max_skipped": 1,
     "zo_samples": 1,
+    "zo_direction_groups": 1,
+    "zo_check_steps": 0,
     "lora_r": 1,
     "lora_alpha": 1,
     "num_prefix": 1,
@@ -68,6 +70,7 @@ def check(job: JobArguments, training_kwargs: Mapping[str, Any]) -> None:
         _training(job, training_kwargs, generation=generation),
         _tuning(job),
         _generation(job, generation=generation),
+        _placement(job, training_kwargs),
     )
     for broken, message in (rule for table in tables for rule in table):
         if broken:
@@ -149,6 +152,11 @@ def _training(job: JobArguments, given: Mapping[str, Any], *, generation: bool) 
     evaluates = str(given.get("eval_strategy", "no")) != "no"
     return [
         (job.zo_eps <= 0, f"argument --zo_eps: must be above 0 (1e-3 is usual), got {job.zo_eps:g}"),
+        (
+            job.zo_direction_groups > job.zo_samples,
+            f"--zo_direction_groups {job.zo_direction_groups} has a group for each direction at most, and --zo_samples "
+            f"is {job.zo_samples}: raise the one or lower the other",
+        ),
         (
             zo and mixed != "",
             f"--{mixed} is mixed precision for gradients, and --trainer zo has none: use "
@@ -255,4 +263,33 @@ def _generation(job: JobArguments, *, generation: bool) -> list[Rule]:
         (job.temperature <= 0, f"argument --temperature: must be above 0, got {job.temperature:g}"),
         (not 0 < job.top_p <= 1, f"argument --top_p: must be above 0 and at most 1, got {job.top_p:g}"),
         (job.eos_token == "", "argument --eos_token: must not be empty; its last token ends the generation"),
+    ]
+
+
+def _placement(job: JobArguments, given: Mapping[str, Any]) -> list[Rule]:
+    shared, apart = bool(given.get("fsdp")), job.zo_offload != "none"
+    zo = job.trainer == "zo"
+    return [
+        (
+            apart and not zo,
+            f"--zo_offload {job.zo_offload} is for training by forward passes: use it with --trainer zo",
+        ),
+        (
+            apart and (shared or bool(given.get("torch_compile")) or job.load_int8),
+            f"--zo_offload {job.zo_offload} keeps plain weights on the host of one process: leave out --fsdp, "
+            "--torch_compile and --load_int8, or --zo_offload",
+        ),
+        (
+            apart and job.zo_probe == "paired",
+            f"--zo_offload {job.zo_offload} probes one sign at a time: leave --zo_probe out",
+        ),
+        (
+            zo and shared and (job.prefix_tuning or job.non_diff or job.merge_lora),
+            "--fsdp shares the model among processes, which must all call it equally often: with --trainer zo leave "
+            "out --prefix_tuning, --non_diff and --merge_lora, or --fsdp",
+        ),
+        (
+            zo and shared and job.zo_probe not in ("auto", "copy"),
+            f"--zo_probe {job.zo_probe} takes no weights that processes share: leave it out, or --fsdp",
+        ),
     ]

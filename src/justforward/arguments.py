@@ -160,6 +160,15 @@ class JobArguments:
     zo_samples: int = _arg(
         MEZO, 1, "Directions per step (n-SPSA): twice as many forward passes each, for a less noisy step."
     )
+    zo_direction_groups: int = _arg(
+        MEZO,
+        1,
+        "Of several processes: into how many groups they are split, each probing its share of the zo_samples "
+        "directions. 1: all share the data of a step; as many as processes: each has directions of its own.",
+    )
+    zo_check_steps: int = _arg(
+        MEZO, 100, "After so many steps all processes compare checksums of their weights; 0: never."
+    )
     zo_shaping: str = _arg(
         MEZO,
         "none",
@@ -188,6 +197,13 @@ class JobArguments:
         "trainable sets and for torch_compile. in_place: as published; rounds. auto: paired, and up to 64 MB copy "
         "where pairs are not faster.",
         choices=("auto", "paired", "just_in_time", "copy", "in_place"),
+    )
+    zo_offload: str = _arg(
+        MEZO,
+        "none",
+        "For models larger than the device: cpu keeps the weights in host memory and copies a layer at a time to the "
+        "device; disk keeps them in a mapped file in output_dir, which may be larger than memory too.",
+        choices=("none", "cpu", "disk"),
     )
     save_trajectory: bool = _arg(
         MEZO,

@@ -20,6 +20,7 @@ from justforward.registry import Registry
 COMMANDS: Registry[Callable[[list[str]], None]] = Registry("command")
 COMMANDS.lazy("run", "justforward.cli:run")
 COMMANDS.lazy("log", "justforward.replay:log_command")
+COMMANDS.lazy("layout", "justforward.layout:layout_command")
 COMMANDS.lazy("replay", "justforward.replay:replay_command")
 
 

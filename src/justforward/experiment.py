@@ -16,21 +16,18 @@ from tqdm import tqdm
 from transformers import TrainingArguments
 
 from justforward.arguments import JobArguments, Parsed
+from justforward.assembly import Assembly
 from justforward.evaluation import Evaluator, Outcome
 from justforward.interrupts import InterruptedTraining, SaveOnInterrupt
 from justforward.models.loading import LoadedModel
-from justforward.models.recipe import ModelRecipe
-from justforward.models.tuning import TuningSettings, choose, merge_lora
-from justforward.objectives import OBJECTIVES, Objective
-from justforward.optim import CounterNoise, DivergenceError
+from justforward.models.tuning import merge_lora
+from justforward.optim import DivergenceError
+from justforward.optim.ranks import RankError, Ranks, gathered, join_cpu_ranks, ranks_answer
+from justforward.optim.shards import is_sharded
 from justforward.probe import linear_probe
-from justforward.prompts import PromptEncoder
 from justforward.replay import write_card
 from justforward.results import result_name, write_json, write_jsonl
-from justforward.resuming import AlreadyTrained, StopIfFinished, find_checkpoint, job_record, write_record
-from justforward.rewards import RewardObjective, find_reward
-from justforward.scoring import ScoringEngine
-from justforward.scoring.generation import GenerationSettings, Generator
+from justforward.resuming import AlreadyTrained, StopIfFinished, find_checkpoint, job_record, share_log, write_record
 from justforward.tasks import Sample, Splits, Task, get_task
 from justforward.tasks.sampling import TrainSet, eval_indices, train_sets
 from justforward.trainer import ObjectiveMeZOTrainer, ObjectiveTrainer
@@ -41,6 +38,14 @@ logger = logging.getLogger(__name__)
 def run(parsed: Parsed) -> None:
     """Run the job that the arguments describe. Raises ValueError, in one line, for what the user can mend."""
     _log_to_stderr()
+    try:
+        with ranks_answer():
+            _run(parsed)
+    except (DivergenceError, RankError) as error:
+        raise SystemExit(f"justforward: {error}") from error
+
+
+def _run(parsed: Parsed) -> None:
     job = parsed.job
     task = get_task(job.task_name)
     splits = task.load(job.data_dir)
@@ -77,6 +82,11 @@ class Experiment:
     loaded: LoadedModel | None = None
 
     @property
+    def parts(self) -> Assembly:
+        """What makes the parts of the job."""
+        return Assembly(self.job, self.arguments, self.task)
+
+    @property
     def job(self) -> JobArguments:
         """The job's own arguments."""
         return self.parsed.job
@@ -86,7 +96,7 @@ class Experiment:
         path = self._result_path(None)
         samples = self._evaluation_samples(seed=0)
         demonstrations = [[self.splits.train[i] for i in s.train] for s in sets]
-        evaluator = self._evaluator(self._model())
+        evaluator = self.parts.evaluator(self._model())
         started = time.perf_counter()
         outcomes = self._evaluate(evaluator, samples, demonstrations, "evaluation")
         self._write(path, evaluator, samples, outcomes, {"num_train": self.job.num_train}, started)
@@ -101,7 +111,7 @@ class Experiment:
         logger.info("%d training, %d development, %d evaluation samples", len(train), len(dev), len(samples))
         started = time.perf_counter()
         loaded = self._model()
-        evaluator = self._evaluator(loaded)
+        evaluator = self.parts.evaluator(loaded)
         facts: dict[str, Any] = {"num_train": len(train), "num_dev": len(dev), "train_set_seed": train_set.seed}
         demonstrations: list[list[Sample]] | None = None
         if job.trainer == "none":
@@ -145,7 +155,7 @@ class Experiment:
         train_set: int,
         folder: str | None,
     ) -> dict[str, Any]:
-        objective = self._objective(evaluator)
+        objective = self.parts.objective(evaluator)
         arguments = self.arguments
         if folder is not None:
             arguments = _training(self.parsed, output_dir=str(Path(arguments.output_dir or ".") / folder))
@@ -153,7 +163,7 @@ class Experiment:
         checkpoint = self._checkpoint(arguments, record)
         kind, more = ObjectiveTrainer, {}
         if self.job.trainer == "zo":
-            kind, more = ObjectiveMeZOTrainer, self._mezo_settings(record)
+            kind, more = ObjectiveMeZOTrainer, self.parts.mezo_settings(record)
         trainer = kind(
             model=loaded.model,
             args=arguments,
@@ -173,8 +183,6 @@ class Experiment:
             logger.info("all %d steps were made before: evaluating", trainer.state.global_step)
             if arguments.load_best_model_at_end and trainer.state.best_model_checkpoint:
                 trainer._load_best_model()
-        except DivergenceError as error:
-            raise SystemExit(f"justforward: {error}") from error
         trainer.save_state()
         if self.job.merge_lora:
             # The evaluation that follows runs on the merged weights, which are what is saved.
@@ -191,104 +199,26 @@ class Experiment:
     def _checkpoint(self, arguments: TrainingArguments, record: Mapping[str, Any]) -> str | None:
         """What to continue from; from here on the output folder says that it is this job's."""
         folder = Path(arguments.output_dir or ".")
-        with arguments.main_process_first():
+        if arguments.save_on_each_node:
+            share_log(folder)
+        with arguments.main_process_first(local=arguments.save_on_each_node):
             checkpoint = find_checkpoint(
                 folder, record, given=arguments.resume_from_checkpoint, overwrite=self.job.overwrite_output_dir
             )
-        if arguments.process_index == 0:
+        if arguments.should_save:
             write_record(folder, record)
         return checkpoint
-
-    def _mezo_settings(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        job = self.job
-        return {
-            "zo_eps": job.zo_eps,
-            "zo_samples": job.zo_samples,
-            "zo_shaping": job.zo_shaping,
-            "zo_max_skipped": job.zo_max_skipped,
-            "zo_rounding": job.zo_rounding,
-            "zo_probe": job.zo_probe,
-            "noise": CounterNoise(job.zo_distribution),
-            "save_trajectory": job.save_trajectory,
-            "run_facts": {"recipe": self._recipe().to_json(), "job": dict(record)},
-            "reload_base": lambda: dict(self._build().model.named_parameters()),
-        }
-
-    def _objective(self, evaluator: Evaluator) -> Objective:
-        if self.job.non_diff:
-            return RewardObjective(find_reward(self.job.reward, self.task), evaluator.generator)
-        if self.job.train_as_classification:
-            return OBJECTIVES.get("classification")()
-        return OBJECTIVES.get("teacher_forcing")(only_option=self.job.only_train_option)
 
     def _model(self) -> LoadedModel:
         """The base model: loaded anew after a training, else kept."""
         if self.loaded is None:
             gc.collect()
             started = time.perf_counter()
-            self.loaded = self._build()
+            self.loaded = self.parts.build()
             seconds = time.perf_counter() - started
             size = self.loaded.model.num_parameters() / 1e6
             logger.info("loaded %s: %.1f M parameters, %s, %.1f s", self.job.model_name, size, self.job.dtype, seconds)
         return self.loaded
-
-    def _recipe(self) -> ModelRecipe:
-        job = self.job
-        return ModelRecipe(
-            model_name=job.model_name,
-            dtype=job.dtype,
-            max_length=job.max_length,
-            bos_token_id=job.bos_token_id,
-            seed=self.arguments.seed,
-            tuning=self._tuning() if job.is_training and not job.linear_probing else None,
-        )
-
-    def _build(self) -> LoadedModel:
-        job = self.job
-        return self._recipe().build(
-            device=self.arguments.device,
-            auto_device=not job.no_auto_device,
-            trust_remote_code=job.trust_remote_code,
-        )
-
-    def _tuning(self) -> TuningSettings:
-        job = self.job
-        return TuningSettings(
-            method=choose(lora=job.lora, prefix_tuning=job.prefix_tuning, head_tuning=job.head_tuning),
-            untie=job.untie_emb,
-            lora_r=job.lora_r,
-            lora_alpha=job.lora_alpha,
-            num_prefix=job.num_prefix,
-            reparametrise=not job.no_reparam,
-            prefix_from_activations=job.prefix_init_by_real_act,
-        )
-
-    def _evaluator(self, loaded: LoadedModel) -> Evaluator:
-        job = self.job
-        encoder = PromptEncoder(
-            loaded.tokenizer,
-            self.task,
-            max_length=loaded.max_length,
-            max_new_tokens=job.max_new_tokens,
-            bos_token_id=loaded.bos_token_id,
-        )
-        settings = GenerationSettings(
-            max_new_tokens=job.max_new_tokens,
-            eos_token=job.eos_token,
-            sampling=job.sampling,
-            temperature=job.temperature,
-            num_beams=job.num_beams,
-            top_k=job.top_k,
-            top_p=job.top_p,
-        )
-        generator = Generator(loaded.model, loaded.tokenizer, settings, token_budget=job.token_budget)
-        return Evaluator(
-            encoder,
-            ScoringEngine(loaded.model, token_budget=job.token_budget),
-            generator if self.task.generation else None,
-            calibration="sfc" if job.sfc else "icl_sfc" if job.icl_sfc else None,
-            verbose=job.verbose,
-        )
 
     def _evaluation_samples(self, seed: int) -> list[Sample]:
         validation = self.splits.validation
@@ -301,9 +231,17 @@ class Experiment:
         demonstrations: list[list[Sample]] | None,
         what: str,
     ) -> list[Outcome]:
+        """The outcomes of all samples, on every rank; each has evaluated its share, or all of a model they share."""
+        ranks = Ranks() if is_sharded(evaluator.engine.model) else Ranks.current()
+        own = range(ranks.rank, len(samples), ranks.size)
+        shots = None if demonstrations is None else [demonstrations[i] for i in own]
         quiet = self.arguments.disable_tqdm or self.arguments.process_index != 0
-        with tqdm(total=len(samples), desc=what, unit=" examples", disable=quiet) as bar:
-            return evaluator.evaluate(samples, demonstrations, _advance(bar))
+        with tqdm(total=len(own), desc=what, unit=" examples", disable=quiet) as bar:
+            outcomes = evaluator.evaluate([samples[i] for i in own], shots, _advance(bar))
+        if ranks.size == 1:
+            return outcomes
+        parts = gathered(outcomes)
+        return [parts[i % ranks.size][i // ranks.size] for i in range(len(samples))]
 
     def _result_path(self, train_set: int | None) -> Path:
         """Where the metrics go; its folder is made, and tried, before the work starts."""
@@ -355,6 +293,8 @@ def _advance(bar: tqdm) -> Callable[[int], None]:
 
 
 def _training(parsed: Parsed, **overrides: Any) -> TrainingArguments:
+    if parsed.training_kwargs.get("use_cpu"):
+        join_cpu_ranks(parsed.training_kwargs.get("ddp_timeout", TrainingArguments.ddp_timeout))
     arguments = parsed.training(**overrides)
     # Without a GPU there is nothing to pin memory for, and torch warns.
     arguments.dataloader_pin_memory = arguments.dataloader_pin_memory and arguments.device.type == "cuda"

@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments, get_scheduler
 
 from justforward.optim import MeZO
+from justforward.optim.shards import pieces
 from justforward.optim.trajectory import is_skipped
 
 UNPREDICTABLE = ("reduce_lr_on_plateau", "greedy")
@@ -28,7 +30,8 @@ def fingerprint(model: nn.Module) -> str:
     """A digest of all weights, trained and frozen: names, shapes, dtypes and bits."""
     digest = hashlib.blake2b(digest_size=16)
     for name, p in model.named_parameters():
-        flat = p.detach().cpu().contiguous().flatten()
+        p = p.detach()
+        flat = (p.full_tensor() if isinstance(p, DTensor) else p).cpu().contiguous().flatten()
         crc = zlib.crc32(flat.view(torch.uint8).numpy().data) if flat.numel() else 0
         digest.update(f"{name} {tuple(p.shape)} {p.dtype} {crc}\n".encode())
     return digest.hexdigest()
@@ -105,7 +108,8 @@ def restore(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     named = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in weights.items():
-            named[name].copy_(value)
+            for piece, start in pieces(named[name]):
+                piece.copy_(value.flatten()[start : start + piece.numel()].view_as(piece))
 
 
 def groups_of(header: Mapping[str, Any], model: nn.Module) -> list[dict[str, Any]]:

@@ -144,7 +144,7 @@ def replay_command(words: list[str]) -> None:
 def parse(command: str, words: list[str]) -> argparse.Namespace:
     """The arguments of "log" or "replay". Raises ValueError for what they do not take."""
     what = {"log": "Describe and verify a trajectory log.", "replay": "Rebuild the model of any step of a logged run."}
-    parser = _Parser(prog=f"justforward {command}", description=what[command])
+    parser = Parser(prog=f"justforward {command}", description=what[command])
     parser.add_argument("log", help="a trajectory log, or the output folder that holds it")
     if command == "replay":
         parser.add_argument("--model", help="the base model; default: as the log names it")
@@ -154,10 +154,11 @@ def parse(command: str, words: list[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Mistakes are ValueErrors, which the command line turns into one line and exit code 2."""
 
     def error(self, message: str) -> Any:
+        """Raise it."""
         raise ValueError(f"{self.prog}: {message}")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from justforward.optim.ranks import Ranks, gathered
 from justforward.optim.trajectory import FILE_NAME, read
 from justforward.results import write_json
 from justforward.trajectory_trainer import put_aside
@@ -41,6 +43,7 @@ RECORD = "justforward_job.json"
 # Own arguments that do not change the weights. The two on train sets do, and are recorded as the one set drawn.
 _WITHOUT_EFFECT = (
     "save_trajectory",
+    *("zo_direction_groups", "zo_check_steps"),
     *("num_eval", "num_train_sets", "train_set_seed", "sfc", "icl_sfc", "token_budget", "no_eval", "save_on_interrupt"),
     *("result_file", "tag", "save_model", "merge_lora", "verbose", "no_auto_device", "overwrite_output_dir"),
 )
@@ -51,13 +54,41 @@ _WITH_EFFECT = (
     *("weight_decay", "max_grad_norm", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"),
 )
 
+_SHARED = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size")
+
 
 def job_record(own: Mapping[str, Any], arguments: TrainingArguments, *, train_set: int) -> dict[str, Any]:
-    """What the weights after each step depend on, by argument, for JSON; train_set is the seed of the set."""
+    """What the weights after each step depend on, by argument, for JSON; train_set is the seed of the set.
+
+    MeZO's depend on how many examples a step has, and not on how many ranks share them.
+    """
+    zo, groups = own["trainer"] == "zo", own["zo_direction_groups"]
     own = {name: value for name, value in own.items() if name not in _WITHOUT_EFFECT}
     trainers = {name: getattr(arguments, name) for name in _WITH_EFFECT}
+    if zo:
+        micro, accumulated, ranks = (trainers.pop(name) for name in _SHARED)
+        split = bool(getattr(arguments.accelerator_config, "split_batches", False))
+        own["examples_per_step"] = micro * accumulated * (1 if split else ranks // groups)
     # Enums and other rich values become what JSON would make of them.
     return json.loads(json.dumps({**own, "train_set": train_set, **trainers}, default=str))
+
+
+def share_log(folder: Path) -> None:
+    """Give every machine the longest log that any has: for folders that ranks do not share.
+
+    A machine that joins late, or has lost its disk, then goes on from where the others are.
+    """
+    files = [folder / name for name in (FILE_NAME, RECORD)]
+    own = [path.read_bytes() if path.is_file() else b"" for path in files]
+    sizes = gathered(len(own[0]))
+    longest = max(range(len(sizes)), key=sizes.__getitem__)
+    shared = gathered(own if Ranks.current().rank == longest else None)[longest]
+    if len(own[0]) < sizes[longest]:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, data in zip(files, shared, strict=True):
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            temporary.write_bytes(data)
+            temporary.replace(path)
 
 
 def find_checkpoint(folder: Path, record: Mapping[str, Any], *, given: str | None, overwrite: bool) -> str | None:

@@ -15,13 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate import DistributedType, FullyShardedDataParallelPlugin
+from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
+from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from transformers import EvalPrediction, Trainer
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from justforward.objectives import Batch, Example, Objective, ScoredObjective
 from justforward.optim import Estimate, MeZO, NoiseSource
+from justforward.optim.ranks import Ranks
+from justforward.optim.shards import is_sharded, shard
 from justforward.scoring import ScoringEngine
 from justforward.trajectory_trainer import TrajectoryMixin
 
@@ -45,6 +49,10 @@ class MeZOMixin(TrajectoryMixin):
         zo_probe: how weights are moved to measure; see MeZO. With torch_compile "auto" is "copy": compiled models read
             weights where they are.
         noise: where directions come from; None for counter-based Gaussian noise.
+        zo_direction_groups: into how many groups the ranks are split, which probe directions of their own; each group
+            is given all data of a step.
+        zo_check_steps: so often ranks compare checksums of their weights.
+        model_placed: the model is where it is to be, and not to be moved to the device.
 
     Further arguments are TrajectoryMixin's (the log of the run, and checkpoints made of it) and the Trainer's.
     """
@@ -59,8 +67,12 @@ class MeZOMixin(TrajectoryMixin):
         zo_rounding: str = "stochastic",
         zo_probe: str = "auto",
         noise: NoiseSource | None = None,
+        zo_direction_groups: int = 1,
+        zo_check_steps: int = 100,
+        model_placed: bool = False,
         **kwargs: Any,
     ):
+        self.model_placed = model_placed
         self.mezo_settings: dict[str, Any] = {
             "eps": zo_eps,
             "samples": zo_samples,
@@ -69,6 +81,8 @@ class MeZOMixin(TrajectoryMixin):
             "rounding": zo_rounding,
             "probe": zo_probe,
             "noise": noise,
+            "direction_groups": zo_direction_groups,
+            "check_every": zo_check_steps,
         }
         arguments = kwargs.get("args") or (args[1] if len(args) > 1 else None)
         if arguments is not None:
@@ -84,11 +98,17 @@ class MeZOMixin(TrajectoryMixin):
                         "where they are; use --zo_probe copy (exact, a second copy of the weights) or in_place"
                     )
                 self.mezo_settings["probe"] = "copy" if zo_probe == "auto" else zo_probe
+            if arguments.fsdp:
+                kwargs["save_trajectory"] = True  # a checkpoint is a mark in the log: no weights are gathered for it
+                _shard(kwargs["model"] if "model" in kwargs else args[0], arguments)
+                self.model_placed = True
             # More GPUs in one process would be wrapped in DataParallel, which replicates weights at every forward.
             arguments._n_gpu = min(arguments.n_gpu, 1)
         super().__init__(*args, **kwargs)
         # DistributedDataParallel synchronises gradients, and there are none; ranks exchange scalars instead.
-        self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
+        self.accelerator.prepare_model = functools.partial(
+            self.accelerator.prepare_model, evaluation_mode=True, device_placement=not self.model_placed
+        )
         self._started = time.perf_counter()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -107,6 +127,22 @@ class MeZOMixin(TrajectoryMixin):
                 groups, lr=self.args.learning_rate, seed=self.args.seed, model=model, **self.mezo_settings
             )
         return self.optimizer
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        if not self.model_placed:
+            super()._move_model_to_device(model, device)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As the Trainer's, but that the ranks of a group share the data of a step, and every group is given all."""
+        ranks = Ranks.current(self.mezo_settings["direction_groups"])
+        if ranks.groups == 1:
+            return super().get_train_dataloader()
+        prepare = self.accelerator.prepare_data_loader
+        self.accelerator.prepare_data_loader = functools.partial(_prepare_for_group, self.accelerator, ranks)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.accelerator.prepare_data_loader = prepare
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -151,6 +187,32 @@ class MeZOMixin(TrajectoryMixin):
         super().log(logs, *args, **kwargs)
 
 
+def _shard(model: Any, arguments: TrainingArguments) -> None:
+    """Spread the model over the ranks; accelerate's FSDP would expect gradients and an optimiser's state."""
+    if arguments.world_size == 1:
+        raise ValueError("--fsdp spreads a model over several processes, and there is one: start it with torchrun")
+    shard(model, arguments.device)
+    arguments.fsdp, arguments.fsdp_plugin_args = None, None
+
+
+def _prepare_for_group(accelerator: Accelerator, ranks: Ranks, loader: DataLoader, **_: Any) -> DataLoader:
+    """`Accelerator.prepare_data_loader`, with the ranks of one group in place of all."""
+    return prepare_data_loader(
+        loader,
+        accelerator.device,
+        num_processes=ranks.members,
+        process_index=ranks.member,
+        split_batches=accelerator.split_batches,
+        put_on_device=accelerator.device_placement,
+        rng_types=list(accelerator.rng_types or ()),
+        dispatch_batches=accelerator.dispatch_batches,
+        even_batches=accelerator.even_batches,
+        use_seedable_sampler=accelerator.use_seedable_sampler,
+        data_seed=accelerator.dataloader_config.data_seed,
+        non_blocking=accelerator.non_blocking,
+    )
+
+
 class MeZOTrainer(MeZOMixin, Trainer):
     """The Hugging Face Trainer with MeZO as its optimiser."""
 
@@ -177,10 +239,10 @@ class ObjectiveMixin(_Base):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As the Trainer's; a sharded model is gathered into one ordinary checkpoint."""
-        if not self.is_fsdp_enabled:
+        assert isinstance(self.model, nn.Module)
+        if _internal_call or not (self.is_fsdp_enabled or is_sharded(self.model)):
             super().save_model(output_dir, _internal_call)
             return
-        assert isinstance(self.model, nn.Module)
         gathered = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         self._save(output_dir, state_dict=gathered)
         self.accelerator.wait_for_everyone()
@@ -217,7 +279,8 @@ class ObjectiveMixin(_Base):
 
     def _planned(self, inputs: dict[str, Any]) -> Batch:
         if "batch" not in inputs:
-            self.engine.one_forward = bool(self.is_fsdp_enabled)
+            assert isinstance(self.model, nn.Module)
+            self.engine.one_forward = bool(self.is_fsdp_enabled) or is_sharded(self.model)
             inputs["batch"] = self.objective.batch(self.engine, inputs["examples"])
             self.engine.one_forward = False
         return inputs["batch"]

@@ -20,6 +20,7 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from justforward.optim import CounterNoise, MeZO
+from justforward.optim.ranks import gathered
 from justforward.optim.trajectory import FILE_NAME, LogError, Trajectory, TrajectoryWriter, difference, read
 from justforward.recording import (
     UNPREDICTABLE,
@@ -107,9 +108,18 @@ class TrajectoryMixin(_Base):
         if step == 0:
             return None
         folder = Path(self.args.output_dir or ".")
+        mark = folder / f"checkpoint-{step}"
+        if self.args.should_save:
+            self._mark_end(folder, mark, step)
+        gathered(None)  # no rank goes on before the mark is there
+        logger.info("going on from %s at step %d", path, step)
+        return str(mark)
+
+    def _mark_end(self, folder: Path, mark: Path, step: int) -> None:
+        """Make a checkpoint for the last step of the log, unless there is one."""
         saved = {int(p.name.split("-")[1]): p for p in folder.glob("checkpoint-*") if _complete(p)}
         if step in saved:
-            return str(saved[step])
+            return
         full = [s for s in saved if s < step and not (saved[s] / MARK).exists()]
         start = saved[max(full)] if full else None
         earlier = [s for s in saved if s < step]
@@ -119,13 +129,10 @@ class TrajectoryMixin(_Base):
         if earlier:
             state = TrainerState.load_from_json(str(saved[max(earlier)] / "trainer_state.json"))
         state.global_step = step
-        mark = folder / f"checkpoint-{step}"
         shutil.rmtree(mark, ignore_errors=True)  # what a kill left of a checkpoint that was being saved
         mark.mkdir(parents=True)
         _write_mark(mark, step, start)
         state.save_to_json(str(mark / "trainer_state.json"))
-        logger.info("going on from %s at step %d", path, step)
-        return str(mark)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """As the Trainer's; the number of steps is part of what pins a run."""
@@ -146,6 +153,10 @@ class TrajectoryMixin(_Base):
                 _write_mark(Path(output_dir), self.state.global_step, None)
             return
         super().save_model(output_dir, _internal_call)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.save_trajectory:  # a mark is loaded by replaying, and the log holds what these are a function of
+            super()._save_optimizer_and_scheduler(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         start = _start_of(Path(resume_from_checkpoint))
@@ -206,7 +217,7 @@ class _LogCallback(TrainerCallback):
         trainer = self.trainer
         if not trainer.writes_log or trainer.mezo is None or not isinstance(trainer.mezo.noise, CounterNoise):
             return
-        if args.process_index == 0:
+        if args.should_save:
             header = json.loads(json.dumps(trainer.header()))
             resume_at = state.global_step if state.global_step and trainer.log_path.exists() else None
             if state.global_step and resume_at is None:

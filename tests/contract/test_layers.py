@@ -18,7 +18,8 @@ LAYERS = [
     {"objectives", "evaluation", "recording"},
     {"trainer", "trajectory_trainer", "probe", "results", "rewards", "interrupts", "resuming"},
     {"trainer_fields", "old_spellings", "argument_parser", "argument_checks", "arguments"},
-    {"experiment", "replay"},
+    {"assembly"},
+    {"experiment", "replay", "layout"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -181,6 +181,43 @@ def test_fsdp_counts_the_gpus(lines, gpus, tmp_path):
         assert "NUM_GPU is not set and nvidia-smi lists no GPU" in ran.stderr
 
 
+def test_gpus_are_shared_by_processes():
+    """Of a step's 16 examples each of 4 processes takes 4; the names say 16, as for one."""
+    one = command("TASK=SST2 bash mezo.sh")
+    four = command("TASK=SST2 LAYOUT=data4 bash mezo.sh", torchrun(4))
+    at = one.index("--per_device_train_batch_size") + 1
+    assert four == [*one[:at], "4", *one[at + 1 :]]
+    assert command("TASK=SST2 LAYOUT=data4 bash icl.sh", torchrun(4)) == icl_arguments("SST2", OPT)
+    assert command("TASK=SST2 LAYOUT=spread bash mezo.sh") == one
+
+
+@pytest.mark.parametrize("script", ["mezo.sh", "icl.sh"])
+@pytest.mark.parametrize(("said", "words"), [("data2", torchrun(2)), ("spread", ["python"])])
+def test_the_layout_is_asked_where_there_are_gpus(said, words, script, tmp_path):
+    for name, line in (("nvidia-smi", "GPU 0: x"), ("asked", said)):
+        tool = tmp_path / name
+        tool.write_text(f'#!/usr/bin/env bash\necho "$@" > {tmp_path}/{name}.words\necho {line}\n')
+        tool.chmod(0o755)
+    ran = run_script(
+        script, TASK="SST2", DRY_RUN="1", PYTHON=f"{tmp_path}/asked", PATH=f"{tmp_path}:{os.environ['PATH']}"
+    )
+    assert shlex.split(ran.stdout)[1 : len(words)] == words[1:], ran.stderr
+    assert " layout facebook/opt-" in (tmp_path / "asked.words").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ({"LAYOUT": "data3"}, "3 processes cannot share BS=16 examples evenly"),
+        ({"LAYOUT": "all"}, "LAYOUT is spread or"),
+    ],
+)
+def test_layouts_that_cannot_work(words, reason):
+    ran = run_script("mezo.sh", TASK="SST2", DRY_RUN="1", **words)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert reason in ran.stderr
+
+
 def test_further_arguments_win():
     parsed = parse(command(f"TASK=SQuAD bash mezo.sh {' '.join(NON_DIFF)}"))
     assert parsed.job.non_diff

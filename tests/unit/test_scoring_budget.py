@@ -137,3 +137,11 @@ def test_only_the_candidates_logits_are_computed_where_the_others_cancel(family,
     assert torch.equal(measured.correct, expected.correct)
     longer = [Example((*e.rows, Row((*e.rows[0].tokens, 5), e.rows[0].start)), 0) for e in examples]
     assert objective.batch(engine, longer).normalise
+
+
+def test_processes_that_share_a_model_make_one_forward_each_whatever_the_lengths():
+    engine = ScoringEngine(tiny("opt"))
+    rows = [Row((n, *range(3, 2 + n)), n - 1) for n in (90, 4, 5, 80, 6)]
+    assert len(engine.plan(rows).forwards) > 1
+    engine.one_forward = True
+    assert len(engine.plan(rows).forwards) == 1

@@ -17,10 +17,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from justforward.noise import ROUNDING_VERSION, ROUNDINGS
 from justforward.optim.perturbation import CounterNoise, NoiseSource
 from justforward.optim.probes import Closure, Direction, PairedClosure, choose_probe
+from justforward.optim.ranks import Ranks
 from justforward.optim.trajectory import TrajectoryWriter, quantize
 
 
@@ -101,6 +103,10 @@ class MeZO(torch.optim.Optimizer):
             weight: weight and residual are a float32 master). float32 weights are rounded to nearest.
         noise: where z comes from; a `CounterNoise` or anything with its `add_`.
         max_skipped: a step whose loss is not finite is skipped; so many in a row raise DivergenceError.
+        direction_groups: under torch.distributed, into how many groups the ranks are split; each group probes its
+            share of the directions, and the ranks of a group average their losses. At most `samples`.
+        check_every: under torch.distributed, after so many steps the ranks compare checksums of their weights, and
+            RankError names one that differs; 0 never does. Sharded weights are not compared.
 
     Example:
         optimizer = MeZO(model.named_parameters(), lr=1e-6, eps=1e-3)
@@ -123,6 +129,8 @@ class MeZO(torch.optim.Optimizer):
         rounding: str = "stochastic",
         noise: NoiseSource | None = None,
         max_skipped: int = 20,
+        direction_groups: int = 1,
+        check_every: int = 0,
     ):
         if not lr >= 0:
             raise ValueError(f"lr must be at least 0, got {lr}")
@@ -136,6 +144,8 @@ class MeZO(torch.optim.Optimizer):
             raise ValueError(f"unknown rounding '{rounding}'; known: {', '.join(ROUNDINGS)}")
         if shaping not in SHAPINGS:
             raise ValueError(f"unknown shaping '{shaping}'; known: {', '.join(SHAPINGS)}")
+        if not 1 <= direction_groups <= samples:
+            raise ValueError(f"direction_groups must be from 1 to samples ({samples}), got {direction_groups}")
         super().__init__(_trainable(params), {"lr": lr, "eps": eps, "weight_decay": weight_decay})
         for group in self.param_groups:
             if "param_names" not in group:
@@ -147,6 +157,7 @@ class MeZO(torch.optim.Optimizer):
         self.rounding = rounding if isinstance(self.noise, CounterNoise) else "nearest"
         self.samples, self.shaping = samples, shaping
         self.max_skipped = max_skipped
+        self.direction_groups, self.check_every = direction_groups, check_every
         # Kept under one string key of `state`: it is saved, restored and copied like any optimiser's state.
         cast(Any, self.state)["mezo"] = {
             "step": 0,
@@ -194,15 +205,18 @@ class MeZO(torch.optim.Optimizer):
                 half of the doubled batch. Used by the probe "paired", where it measures what `closure` does.
 
         Returns:
-            The estimate. Weights are as they were also when the closure raises: to the bit, but for the probe
-            "in_place".
+            The estimate, of the directions that this rank probes. Weights are as they were also when the closure
+            raises: to the bit, but for the probe "in_place".
         """
-        directions = map(self._direction, range(self.samples))
+        own = Ranks.current(self.direction_groups).directions(self.samples)
+        directions = map(self._direction, own)
         losses = [value for direction in directions for value in self.probe.losses(direction, closure, paired)]
         # One transfer for all: no host synchronisation stands between the probes.
         values = torch.stack([torch.as_tensor(loss).detach() for loss in losses]).double().tolist()
-        for i, value in enumerate((*values, 1.0)):
-            self._pending[i] += weight * value
+        for place, i in enumerate(own):
+            self._pending[2 * i] += weight * values[2 * place]
+            self._pending[2 * i + 1] += weight * values[2 * place + 1]
+        self._pending[-1] += weight
         return self._measured(values)
 
     def _direction(self, sample: int) -> Direction:
@@ -216,15 +230,17 @@ class MeZO(torch.optim.Optimizer):
     def step(self, closure: Closure | None = None) -> float | None:  # type: ignore[override]
         """Apply the estimates made since the last step (with `closure`, estimate first); return the mean loss.
 
-        Under torch.distributed the estimates of all ranks are averaged first: 2 samples + 1 numbers per step.
+        Under torch.distributed the estimates of all ranks are averaged first: 2 samples + 1 float32 per step.
 
         Raises:
             RuntimeError: there is nothing to apply.
+            RankError: another rank does not answer, or holds other weights.
             DivergenceError: `max_skipped` steps in a row had a loss that is not finite.
         """
         if closure is not None:
             self.estimate(closure)
-        *sums, weight = self._reduced()
+        ranks = Ranks.current(self.direction_groups)
+        *sums, weight = ranks.summed(self._pending)
         self._clear()
         if weight == 0:
             raise RuntimeError("MeZO.step() has no estimate to apply: call estimate(closure) or step(closure)")
@@ -233,6 +249,9 @@ class MeZO(torch.optim.Optimizer):
             # Before the update: a run that is killed here has made this step, and its replay applies it.
             self.trajectory.append(self.last.projected_grads)
         self._finish_step()
+        if self.check_every and self.steps_done % self.check_every == 0:
+            whole = [p for group in self.param_groups for p in group["params"] if not isinstance(p, DTensor)]
+            ranks.check_equal(whole, self.steps_done)
         return self.last.loss
 
     @torch.no_grad()
@@ -285,15 +304,6 @@ class MeZO(torch.optim.Optimizer):
                 quantize((a - b) / (2 * eps)) for a, b in zip(shaped[::2], shaped[1::2], strict=True)
             ),
         )
-
-    def _reduced(self) -> list[float]:
-        """The pending sums, over all ranks where there are several."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return self._pending
-        device = self.param_groups[0]["params"][0].device
-        sums = torch.tensor(self._pending, dtype=torch.float64, device=device)
-        torch.distributed.all_reduce(sums)
-        return sums.tolist()
 
     def _apply(self, estimate: Estimate) -> None:
         progress = self._progress

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from justforward.noise import NOISE_VERSION, backend
 from justforward.noise.reference import noise_key
+from justforward.optim.shards import pieces
 
 
 class NoiseSource(Protocol):
@@ -60,17 +62,24 @@ class CounterNoise:
         rounding: str = "nearest",
         residuals: Sequence[Tensor | None] | None = None,
     ) -> None:
-        """See NoiseSource, and `NoiseBackend.add_` for rounding and residuals; one launch per device."""
-        by_device: dict[torch.device, list[int]] = {}
+        """See NoiseSource, and `NoiseBackend.add_` for rounding and residuals; one launch per device.
+
+        Of a parameter that ranks share, this rank's part is moved, by the elements of z that are the part's.
+        """
+        by_device: dict[torch.device, list[tuple[int, Tensor, int, Tensor | None]]] = {}
         for i, (_, p) in enumerate(parameters):
-            by_device.setdefault(p.device, []).append(i)
-        for device, indices in by_device.items():
+            residual = None if residuals is None else residuals[i]
+            kept = itertools.repeat((None, 0)) if residual is None else pieces(residual)
+            for (piece, start), (rest, _) in zip(pieces(p), kept, strict=False):
+                by_device.setdefault(p.device, []).append((i, piece, start, rest))
+        for device, moved in by_device.items():
             backend(device).add_(
-                [parameters[i][1] for i in indices],
-                [noise_key(seed, step, sample, parameters[i][0]) for i in indices],
-                [scales[i] for i in indices],
-                [decays[i] for i in indices],
+                [piece for _, piece, _, _ in moved],
+                [noise_key(seed, step, sample, parameters[i][0]) for i, *_ in moved],
+                [scales[i] for i, *_ in moved],
+                [decays[i] for i, *_ in moved],
+                starts=[start for _, _, start, _ in moved],
                 distribution=self.distribution,
                 rounding=rounding,
-                residuals=None if residuals is None else [residuals[i] for i in indices],
+                residuals=None if residuals is None else [rest for *_, rest in moved],
             )

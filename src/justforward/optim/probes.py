@@ -20,10 +20,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from justforward.noise import noise_key
 from justforward.optim.just_in_time import JustInTime, NotPaired, Perturbation, Reads
 from justforward.optim.perturbation import CounterNoise, NoiseSource
+from justforward.optim.shards import ShardedProbe
 
 logger = logging.getLogger(__name__)
 
@@ -237,18 +239,27 @@ def close(a: Loss, b: Loss, weights: Sequence[Tensor]) -> bool:
     return abs(a - b) <= tolerance * max(1.0, abs(b)) or not (math.isfinite(a) and math.isfinite(b))
 
 
+Probe = InPlaceProbe | CopyProbe | JustInTimeProbe | ShardedProbe
+
 PROBES = ("auto", "paired", "just_in_time", "copy", "in_place")
 
 
 def choose_probe(
     name: str, model: nn.Module | None, parameters: Sequence[tuple[str, Tensor]], noise: NoiseSource
-) -> InPlaceProbe | CopyProbe | JustInTimeProbe:
+) -> Probe:
     """The probe called `name`; "auto" takes the cheapest exact one that applies.
 
-    Raises ValueError for an unknown name, and for "paired" and "just_in_time" without the model or with other noise.
+    Raises ValueError for an unknown name, for "paired" and "just_in_time" without the model or with other noise, and
+    for weights that are not there.
     """
     if name not in PROBES:
         raise ValueError(f"unknown probe '{name}'; known: {', '.join(PROBES)}")
+    if absent := [n for n, p in parameters if p.is_meta]:
+        raise ValueError(f"{absent[0]} is not in memory (a device map has moved it off): use --zo_offload cpu or disk")
+    if model is not None and any(isinstance(p, DTensor) for _, p in parameters):
+        if name not in ("auto", "copy"):
+            raise ValueError(f"the probe '{name}' takes no sharded weights: use 'auto' or 'copy'")
+        return ShardedProbe(model, parameters) if name == "auto" else CopyProbe()
     possible = model is not None and isinstance(noise, CounterNoise) and all(p.is_contiguous() for _, p in parameters)
     if name == "auto":
         small = sum(p.numel() * p.element_size() for _, p in parameters) <= SMALL

@@ -71,11 +71,19 @@ class ScoringEngine:
         model: a causal LM (transformers, possibly wrapped by PEFT).
         token_budget: most tokens per forward pass, padding included; None takes the device's default.
         short_cuts: False feeds plain rows only (a reference for tests and benchmarks).
+        device: where the model computes; None for where its weights are.
     """
 
-    def __init__(self, model: torch.nn.Module, *, token_budget: int | None = None, short_cuts: bool = True):
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        *,
+        token_budget: int | None = None,
+        short_cuts: bool = True,
+        device: torch.device | None = None,
+    ):
         self.model = model
-        self.device = next(model.parameters()).device
+        self.device = device or next(model.parameters()).device
         self.token_budget = token_budget or TOKEN_BUDGET.get(self.device.type, TOKEN_BUDGET["cuda"])
         config = model.config.get_text_config()  # type: ignore[union-attr]
         self.window: int | None = getattr(config, "sliding_window", None)
@@ -105,7 +113,8 @@ class ScoringEngine:
     def plan(self, rows: Sequence[Row]) -> Plan:
         """The least computation for `rows` that this model supports. Use it any number of times."""
         if self.one_forward:
-            return make_plan(rows, token_budget=1 << 62, share_prefix=False, pack_trees=False)
+            most = 1 << 62
+            return make_plan(rows, token_budget=most, share_prefix=False, pack_trees=False, pass_tokens=most)
         fits_window = self.window is None or max((len(r.tokens) for r in rows), default=0) <= self.window
 
         def build(*, trees: bool, caches: bool) -> Plan:

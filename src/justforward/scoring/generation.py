@@ -17,6 +17,10 @@ from justforward.scoring.engine import TOKEN_BUDGET, prefix_length
 
 logger = logging.getLogger(__name__)
 
+KEPT_TOKENS = {"cpu": 4 * TOKEN_BUDGET["cpu"], "cuda": 2 * TOKEN_BUDGET["cuda"]}
+"""Default rows x (prompt + new tokens) of a batch, by device type. More than are scored at once: a token that is kept
+takes less memory than one that is computed, and each further batch costs as many passes as there are new tokens."""
+
 
 @dataclass(frozen=True)
 class GenerationSettings:
@@ -44,11 +48,11 @@ class Generator:
         settings: GenerationSettings,
         *,
         token_budget: int | None = None,
+        device: torch.device | None = None,
     ):
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
-        self.device = next(model.parameters()).device
-        # Twice that of scoring: a token that is only kept takes less memory than one that is computed.
-        self.token_budget = token_budget or 2 * TOKEN_BUDGET.get(self.device.type, TOKEN_BUDGET["cuda"])
+        self.device = device or next(model.parameters()).device
+        self.token_budget = token_budget or KEPT_TOKENS.get(self.device.type, KEPT_TOKENS["cuda"])
         self.halved = False
         self.prefix_length = prefix_length(model)
         stop = tokenizer.encode(settings.eos_token, add_special_tokens=False)

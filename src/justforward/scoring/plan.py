@@ -94,11 +94,18 @@ class Plan:
         return any(f.mask is not None for f in self.forwards)
 
 
-def make_plan(rows: Sequence[Row], *, token_budget: int, share_prefix: bool = True, pack_trees: bool = True) -> Plan:
+def make_plan(
+    rows: Sequence[Row],
+    *,
+    token_budget: int,
+    share_prefix: bool = True,
+    pack_trees: bool = True,
+    pass_tokens: int = PASS_TOKENS,
+) -> Plan:
     """Plan the forward passes that score `rows`, in any order, with at most `token_budget` tokens in each.
 
     A sequence longer than the budget gets a forward of its own. `share_prefix=False` uses no KV cache;
-    `pack_trees=False` feeds every distinct row by itself.
+    `pack_trees=False` feeds every distinct row by itself; `pass_tokens` is the cost of a forward, in tokens.
     """
     lengths = np.array([len(r.tokens) - r.start for r in rows], dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])[:-1]
@@ -112,7 +119,7 @@ def make_plan(rows: Sequence[Row], *, token_budget: int, share_prefix: bool = Tr
             packer.add(rows[i], int(offsets[i]))
     if rows:
         sequences.append(packer.finish())
-    forwards = [_pad(batch) for batch in _batches(sequences, token_budget)]
+    forwards = [_pad(batch) for batch in _batches(sequences, token_budget, pass_tokens)]
     return Plan(
         lengths=lengths,
         prefix=prefix,
@@ -203,27 +210,27 @@ class _Packer:
         return sequence
 
 
-def _batches(sequences: list[Packed], token_budget: int) -> list[list[Packed]]:
+def _batches(sequences: list[Packed], token_budget: int, pass_tokens: int) -> list[list[Packed]]:
     batches: list[list[Packed]] = []
     for tree in (True, False):
         kind = [s for s in sequences if (s.ancestors is not None) == tree]
         kind.sort(key=lambda s: -len(s.tokens))
         start = 0
-        for end in _cuts([len(s.tokens) for s in kind], token_budget):
+        for end in _cuts([len(s.tokens) for s in kind], token_budget, pass_tokens):
             batches.append(kind[start:end])
             start = end
     return batches
 
 
-def _cuts(lengths: list[int], token_budget: int) -> list[int]:
-    """Where to cut lengths, longest first, into batches: the least of (longest x count + PASS_TOKENS), summed up."""
+def _cuts(lengths: list[int], token_budget: int, pass_tokens: int) -> list[int]:
+    """Where to cut lengths, longest first, into batches: the least of (longest x count + pass_tokens), summed up."""
     n = len(lengths)
     best, ends = [0] * (n + 1), [n] * n
     for i in range(n - 1, -1, -1):
         longest = max(1, lengths[i])
         last = min(n, i + max(1, token_budget // longest))
         cost, ends[i] = min((best[j] + longest * (j - i), -j) for j in range(i + 1, last + 1))
-        best[i], ends[i] = cost + PASS_TOKENS, -ends[i]
+        best[i], ends[i] = cost + pass_tokens, -ends[i]
     cuts: list[int] = []
     at = 0
     while at < n:

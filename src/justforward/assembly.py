@@ -1,0 +1,134 @@
+"""From arguments to the parts of a job: the model in its place, what evaluates it, and what training minimises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from justforward.arguments import JobArguments
+from justforward.evaluation import Evaluator
+from justforward.models.loading import LoadedModel
+from justforward.models.recipe import ModelRecipe
+from justforward.models.tuning import TuningSettings, choose
+from justforward.objectives import OBJECTIVES, Objective
+from justforward.optim import CounterNoise
+from justforward.optim.offload import Offload, to_file
+from justforward.prompts import PromptEncoder
+from justforward.rewards import RewardObjective, find_reward
+from justforward.scoring import ScoringEngine
+from justforward.scoring.generation import GenerationSettings, Generator
+from justforward.tasks import Task
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """Makes the parts that the arguments describe."""
+
+    job: JobArguments
+    arguments: TrainingArguments
+    task: Task
+
+    def recipe(self) -> ModelRecipe:
+        """What the model before training is a function of."""
+        job = self.job
+        return ModelRecipe(
+            model_name=job.model_name,
+            dtype=job.dtype,
+            max_length=job.max_length,
+            bos_token_id=job.bos_token_id,
+            seed=self.arguments.seed,
+            tuning=self._tuning() if job.is_training and not job.linear_probing else None,
+        )
+
+    def build(self) -> LoadedModel:
+        """The model where it is to be: on the device, on the host with the device computing, or (FSDP) to be spread."""
+        job, arguments = self.job, self.arguments
+        if job.zo_offload == "none":
+            return self._load("cpu" if arguments.fsdp and job.trainer == "zo" else arguments.device)
+        loaded = self._load("cpu")
+        if job.zo_offload == "disk":
+            to_file(loaded.model, arguments.output_dir or ".")
+        if job.zo_offload == "cpu" or arguments.device.type != "cpu":
+            Offload(loaded.model, arguments.device)
+        return loaded
+
+    def _load(self, device: torch.device | str) -> LoadedModel:
+        job = self.job
+        spread = self.arguments.world_size == 1 and job.zo_offload == "none"
+        return self.recipe().build(
+            device=device,
+            auto_device=spread and not job.no_auto_device,
+            trust_remote_code=job.trust_remote_code,
+        )
+
+    def _tuning(self) -> TuningSettings:
+        job = self.job
+        return TuningSettings(
+            method=choose(lora=job.lora, prefix_tuning=job.prefix_tuning, head_tuning=job.head_tuning),
+            untie=job.untie_emb,
+            lora_r=job.lora_r,
+            lora_alpha=job.lora_alpha,
+            num_prefix=job.num_prefix,
+            reparametrise=not job.no_reparam,
+            prefix_from_activations=job.prefix_init_by_real_act,
+        )
+
+    def evaluator(self, loaded: LoadedModel) -> Evaluator:
+        """What evaluates a model on the task."""
+        job = self.job
+        encoder = PromptEncoder(
+            loaded.tokenizer,
+            self.task,
+            max_length=loaded.max_length,
+            max_new_tokens=job.max_new_tokens,
+            bos_token_id=loaded.bos_token_id,
+        )
+        settings = GenerationSettings(
+            max_new_tokens=job.max_new_tokens,
+            eos_token=job.eos_token,
+            sampling=job.sampling,
+            temperature=job.temperature,
+            num_beams=job.num_beams,
+            top_k=job.top_k,
+            top_p=job.top_p,
+        )
+        device = self.arguments.device if job.zo_offload != "none" else None
+        generator = Generator(loaded.model, loaded.tokenizer, settings, token_budget=job.token_budget, device=device)
+        return Evaluator(
+            encoder,
+            ScoringEngine(loaded.model, token_budget=job.token_budget, device=device),
+            generator if self.task.generation else None,
+            calibration="sfc" if job.sfc else "icl_sfc" if job.icl_sfc else None,
+            verbose=job.verbose,
+        )
+
+    def objective(self, evaluator: Evaluator) -> Objective:
+        """What training minimises."""
+        if self.job.non_diff:
+            return RewardObjective(find_reward(self.job.reward, self.task), evaluator.generator)
+        if self.job.train_as_classification:
+            return OBJECTIVES.get("classification")()
+        return OBJECTIVES.get("teacher_forcing")(only_option=self.job.only_train_option)
+
+    def mezo_settings(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """MeZO's arguments of the trainer; `record` is the job for the log."""
+        job = self.job
+        return {
+            "zo_eps": job.zo_eps,
+            "zo_samples": job.zo_samples,
+            "zo_shaping": job.zo_shaping,
+            "zo_max_skipped": job.zo_max_skipped,
+            "zo_rounding": job.zo_rounding,
+            "zo_probe": job.zo_probe,
+            "noise": CounterNoise(job.zo_distribution),
+            "zo_direction_groups": job.zo_direction_groups,
+            "zo_check_steps": job.zo_check_steps,
+            "model_placed": job.zo_offload != "none",
+            "save_trajectory": job.save_trajectory,
+            "run_facts": {"recipe": self.recipe().to_json(), "job": dict(record)},
+            "reload_base": lambda: dict(self._load("cpu").model.named_parameters()),
+        }

@@ -1,0 +1,83 @@
+"""How a job is laid out over a machine's GPUs: a copy of the model on each, or one spread over all.
+
+`justforward layout MODEL` prints one word for the scripts: "dataN" for N processes that share the data of a step, or
+"spread" for one process; and the reason on stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from justforward.models.loading import find_source
+from justforward.replay import Parser
+
+GB = 10**9
+
+ACTIVATIONS = 1.25
+"""Memory of a model's evaluation over that of its weights, for batches of the default token budget."""
+
+CONTEXT = 2 * GB
+"""What a GPU's own context, kernels and allocator take."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`processes` copies, each on a GPU of its own; 1 spreads one copy over all of them."""
+
+    processes: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"data{self.processes}" if self.processes > 1 else "spread"
+
+
+def weight_bytes(model_name: str, dtype: str = "float16") -> int:
+    """Bytes of a model's weights, from its config alone. Raises ValueError where there is none."""
+    try:
+        config = AutoConfig.from_pretrained(**find_source(model_name))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{model_name}: {' '.join(str(error).split())[:200]}") from error
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(p.numel() for p in model.parameters()) * getattr(torch, dtype).itemsize
+
+
+def choose_layout(weights: int, gpus: list[int], batch: int | None = None) -> Layout:
+    """The layout for weights of so many bytes on GPUs of so many bytes each.
+
+    batch: examples per step, which processes must be able to share evenly; None: any number of them can work.
+    """
+    if len(gpus) < 2:
+        return Layout(1, f"{len(gpus)} GPU")
+    need = int(weights * ACTIVATIONS) + CONTEXT
+    if need > min(gpus):
+        return Layout(1, f"a copy needs about {need / GB:.0f} GB, the smallest GPU has {min(gpus) / GB:.0f}")
+    processes = max(n for n in range(1, len(gpus) + 1) if batch is None or batch % n == 0)
+    return Layout(processes, f"a copy of about {need / GB:.0f} GB fits each of {len(gpus)} GPUs")
+
+
+def layout_command(words: list[str]) -> None:
+    """`justforward layout MODEL --batch 16 --dtype float16 --gpus 4x80`."""
+    parser: Any = Parser(prog="justforward layout", description="Copies of the model on each GPU, or one over all?")
+    parser.add_argument("model", help="model name or folder")
+    parser.add_argument("--dtype", default="float16", choices=("float16", "bfloat16", "float32"), help="of the weights")
+    parser.add_argument("--batch", type=int, help="examples per step, which processes share; default: any number")
+    parser.add_argument("--gpus", help="count and GB of each, such as 4x80; default: those that are visible")
+    given = parser.parse_args(words)
+    found = choose_layout(weight_bytes(given.model, given.dtype), _gpus(given.gpus), given.batch)
+    print(f"justforward: {found.reason}", file=sys.stderr)
+    print(found)
+
+
+def _gpus(given: str | None) -> list[int]:
+    if given is None:
+        return [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
+    count, _, size = given.partition("x")
+    if not (count.isdigit() and size.isdigit()):
+        raise ValueError(f"--gpus {given}: give a count and the GB of each, such as 4x80")
+    return [int(size) * GB] * int(count)

@@ -1,0 +1,125 @@
+"""Parameters that ranks share (FSDP2, tensor parallelism): each rank holds a part, and draws that part's own z.
+
+Gathered, the weights are those of a run that is not sharded, to the bit.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from justforward.optim.ranks import Ranks
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether ranks share the model: all of them must then call it equally often."""
+    return any(isinstance(p, DTensor) for p in model.parameters())
+
+
+def pieces(p: Tensor) -> list[tuple[Tensor, int]]:
+    """What this rank holds of a parameter: runs of neighbouring elements, each with the number of its first."""
+    if not isinstance(p, DTensor):
+        return [(p, 0)]
+    local, sizes = p.to_local(), p.shape
+    shape, offset = compute_local_shape_and_global_offset(sizes, p.device_mesh, p.placements)
+    if local.numel() == 0:
+        return []
+    strides = [math.prod(sizes[d + 1 :]) for d in range(len(sizes))]
+    # A run ends where a dimension of which this rank holds a part does.
+    cut = max((d for d in range(len(sizes)) if shape[d] != sizes[d]), default=0)
+    run = math.prod(shape[cut:])
+    starts = [
+        sum(o * s for o, s in zip(index, strides, strict=False)) + offset[cut] * strides[cut]
+        for index in itertools.product(*(range(offset[d], offset[d] + shape[d]) for d in range(cut)))
+    ]
+    rows = local.detach().view(-1, run)  # a view: these are written to
+    return list(zip(rows, starts, strict=True))
+
+
+def shard(model: nn.Module, device: torch.device) -> None:
+    """Spread the model over all ranks, a decoder layer at a time (FSDP2); its weights must be equal on all."""
+    mesh = init_device_mesh(device.type, (Ranks.current().size,))
+    layers = set(getattr(model, "_no_split_modules", None) or ())
+    for module in list(model.modules()):
+        if type(module).__name__ in layers:
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    # The root too: weights that stay gathered would not see the next probe.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
+
+
+class ShardedProbe:
+    """Theta + eps z in place, a module at a time: right before it is gathered, and back from a copy when it has run.
+
+    Exact in every dtype; takes a second copy of the largest module's part only. `model` is sharded already.
+    """
+
+    name = "sharded"
+
+    def __init__(self, model: nn.Module, parameters: Sequence[tuple[str, Tensor]]):
+        self.units = _units(model, {id(p): name for name, p in parameters})
+
+    def losses(self, direction: Any, closure: Any, paired: Any = None) -> tuple[Any, Any]:
+        """The losses at theta + eps z and theta - eps z."""
+        return self._at(direction, 1.0, closure), self._at(direction, -1.0, closure)
+
+    def _at(self, direction: Any, sign: float, closure: Any) -> Any:
+        hooks = []
+        backups: list[dict[str, Tensor]] = [{} for _ in self.units]
+        try:
+            for (module, names), backup in zip(self.units, backups, strict=True):
+                part = direction.only(names)
+                before = functools.partial(_perturb, part, sign, backup)
+                after = functools.partial(_restore, part, backup)
+                hooks.append(module.register_forward_pre_hook(before, prepend=True))
+                hooks.append(module.register_forward_hook(after, always_call=True))
+            return closure()
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for (_, names), backup in zip(self.units, backups, strict=True):
+                _restore(direction.only(names), backup)
+
+
+def _perturb(part: Any, sign: float, backup: dict[str, Tensor], module: nn.Module, *_: Any) -> None:
+    if isinstance(module, FSDPModule):
+        module.reshard()
+    for name, p in part.parameters:
+        backup[name] = _local(p).clone()
+    part.add_(sign)
+
+
+def _restore(part: Any, backup: dict[str, Tensor], *_: Any) -> None:
+    for name, p in part.parameters:
+        if name in backup:
+            _local(p).copy_(backup.pop(name))
+
+
+def _local(p: Tensor) -> Tensor:
+    return (p.to_local() if isinstance(p, DTensor) else p).detach()
+
+
+def _units(model: nn.Module, names: dict[int, str]) -> list[tuple[nn.Module, set[str]]]:
+    """The modules to perturb at once, and what they are to perturb: what FSDP gathers at once, else a module's own."""
+    units: list[tuple[nn.Module, set[str]]] = []
+    sharded = {id(m) for m in model.modules() if isinstance(m, FSDPModule)}
+
+    def collect(module: nn.Module, unit: set[str] | None) -> None:
+        if id(module) in sharded or unit is None:
+            unit = set()
+            units.append((module, unit))
+        unit |= {names[id(p)] for p in module.parameters(recurse=False) if id(p) in names}
+        for child in module.children():
+            collect(child, unit if sharded else None)
+
+    collect(model, None)
+    return [(module, cast(set[str], unit)) for module, unit in units if unit]

@@ -1,0 +1,124 @@
+"""What several processes check together; started by tests/e2e/test_ranks.py: torchrun ... -m support.ranks CHECK."""
+
+from __future__ import annotations
+
+import copy
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+from justforward.optim import CounterNoise, MeZO
+from justforward.optim.ranks import RankError, Ranks, gathered
+from justforward.optim.shards import shard
+from support.families import tiny
+
+STEPS = 20
+
+
+def batches(step: int) -> Tensor:
+    """[8, 12] token ids: what all ranks see of a step, together."""
+    return torch.randint(3, 97, (8, 12), generator=torch.Generator().manual_seed(step))
+
+
+def train(model: nn.Module, mezo: MeZO, steps: int = STEPS) -> list[tuple[float, ...]]:
+    """Train on this rank's share of every batch; the projected gradients of every step."""
+    ranks, found = Ranks.current(mezo.direction_groups), []
+    for step in range(steps):
+        share = batches(step).chunk(ranks.members)[ranks.member]
+        mezo.estimate(lambda share=share: model(input_ids=share, labels=share).loss.float(), weight=len(share))
+        mezo.step()
+        assert mezo.last is not None
+        found.append(mezo.last.projected_grads)
+    return found
+
+
+def optimizer(model: nn.Module, **settings) -> MeZO:
+    return MeZO(model.named_parameters(), lr=1e-3, eps=1e-2, model=model, seed=3, **settings)
+
+
+def whole(model: nn.Module) -> dict[str, Tensor]:
+    return {n: p.full_tensor() if isinstance(p, DTensor) else p.detach() for n, p in model.named_parameters()}
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def trajectory(samples: str = "1", groups: str = "1", out: str = "") -> None:
+    """Train, and save what rank 0 ends with; all ranks must hold the same."""
+    model = tiny("llama")
+    settings = {"samples": int(samples), "direction_groups": int(groups)}
+    grads = train(model, optimizer(model, check_every=5, **settings))
+    if Ranks.current().rank == 0:
+        torch.save({"grads": grads, "weights": whole(model)}, out)
+
+
+def sharded(family: str = "llama") -> None:
+    """FSDP2 against replicas, to the bit, in every dtype and rounding; on the probe's weights too."""
+    for dtype, rounding in (
+        (torch.float32, "nearest"),
+        (torch.bfloat16, "stochastic"),
+        (torch.bfloat16, "compensated"),
+    ):
+        plain = tiny(family, dtype=dtype)
+        parted = copy.deepcopy(plain)
+        shard(parted, torch.device("cpu"))
+        start = whole(plain) | {}
+        start = {n: p.clone() for n, p in start.items()}
+        one = train(plain, optimizer(plain, rounding=rounding, probe="copy"))
+        two = train(parted, optimizer(parted, rounding=rounding))
+        assert one == two, (dtype, one[:3], two[:3])
+        assert equal(whole(plain), whole(parted)), dtype
+        assert not equal(whole(plain), start)
+
+
+def tensor_parallel() -> None:
+    """The same steps applied to a model cut by columns and by rows: gathered, its weights are the whole model's."""
+    plain = tiny("llama")
+    parted = copy.deepcopy(plain)
+    cut = {"q_proj": ColwiseParallel(), "o_proj": RowwiseParallel(), "up_proj": ColwiseParallel()}
+    cut |= {"gate_proj": ColwiseParallel(), "down_proj": RowwiseParallel()}
+    for layer in parted.model.layers:  # type: ignore[union-attr]
+        for name, style in cut.items():
+            owner = layer.self_attn if name in ("q_proj", "o_proj") else layer.mlp  # type: ignore[union-attr]
+            parallelize_module(owner, init_device_mesh("cpu", (dist.get_world_size(),)), {name: style})
+    assert any(isinstance(p, DTensor) for p in parted.parameters())
+    mine, other = optimizer(plain), optimizer(parted, probe="copy")
+    for step in range(STEPS):
+        for mezo in (mine, other):
+            mezo.apply_logged([0.3 * (step % 5) - 0.6])
+    assert equal(whole(plain), whole(parted))
+    z = CounterNoise()
+    z.add_(list(parted.named_parameters()), seed=1, step=2, sample=0, scales=[1.0] * 99, decays=[0.0] * 99)
+    z.add_(list(plain.named_parameters()), seed=1, step=2, sample=0, scales=[1.0] * 99, decays=[0.0] * 99)
+    assert equal(whole(plain), whole(parted))
+
+
+def corrupted(at: str = "1") -> None:
+    """One bit of one rank's weights flips: every rank stops, and names it."""
+    model = tiny("opt")
+    mezo = optimizer(model, check_every=4)
+    train(model, mezo, 4)
+    if Ranks.current().rank == int(at):
+        with torch.no_grad():
+            next(model.parameters()).view(torch.int32)[3, 5] ^= 1 << 16  # a lower bit might be rounded away again
+    with pytest.raises(RankError, match=f"step 8: the weights of rank {at}"):
+        train(model, mezo, 4)
+
+
+def main(check: str, *words: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    globals()[check](*words)
+    gathered(None)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
