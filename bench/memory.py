@@ -111,10 +111,10 @@ def main() -> None:
             report(f"peak memory of loading: OPT-125m saved in fp32, as {dtype}", ratio=ratio, mib=found)
 
 
-def save(folder: str) -> None:
-    """A model with a tokenizer beside it."""
+def save(folder: str, shape: str = "125m") -> None:
+    """A model of random weights with a tokenizer beside it."""
     tokenizer = Path(__file__).parents[1] / "tests" / "fixtures" / "tiny-opt-4k"
-    model_of("125m").save_pretrained(folder)  # type: ignore[operator]
+    model_of(shape).save_pretrained(folder)  # type: ignore[operator]
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"):
         (Path(folder) / name).write_bytes((tokenizer / name).read_bytes())
 

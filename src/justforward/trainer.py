@@ -100,7 +100,7 @@ class MeZOMixin(TrajectoryMixin):
                 self.mezo_settings["probe"] = "copy" if zo_probe == "auto" else zo_probe
             if arguments.fsdp:
                 kwargs["save_trajectory"] = True  # a checkpoint is a mark in the log: no weights are gathered for it
-                _shard(kwargs["model"] if "model" in kwargs else args[0], arguments)
+                _shard(kwargs["model"] if "model" in kwargs else next(iter(args)), arguments)
                 self.model_placed = True
             # More GPUs in one process would be wrapped in DataParallel, which replicates weights at every forward.
             arguments._n_gpu = min(arguments.n_gpu, 1)
@@ -137,12 +137,13 @@ class MeZOMixin(TrajectoryMixin):
         ranks = Ranks.current(self.mezo_settings["direction_groups"])
         if ranks.groups == 1:
             return super().get_train_dataloader()
-        prepare = self.accelerator.prepare_data_loader
-        self.accelerator.prepare_data_loader = functools.partial(_prepare_for_group, self.accelerator, ranks)
+        accelerator: Any = self.accelerator
+        prepare = accelerator.prepare_data_loader
+        accelerator.prepare_data_loader = functools.partial(_prepare_for_group, accelerator, ranks)
         try:
             return super().get_train_dataloader()
         finally:
-            self.accelerator.prepare_data_loader = prepare
+            accelerator.prepare_data_loader = prepare
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None

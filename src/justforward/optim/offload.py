@@ -40,7 +40,8 @@ def to_file(model: nn.Module, folder: str | Path) -> int:
     except (OSError, RuntimeError) as error:
         raise ValueError(f"--zo_offload disk: {folder} cannot hold {size / 1e9:.1f} GB of weights: {error}") from error
     for p, at in zip(parameters, places, strict=True):
-        moved = torch.empty(0, dtype=p.dtype).set_(storage, at // p.element_size(), p.shape)
+        own: Any = torch.empty(0, dtype=p.dtype)
+        moved = own.set_(storage, at // p.element_size(), p.shape)
         p.data = moved.copy_(p.data)
     return size
 

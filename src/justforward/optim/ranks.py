@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 T = TypeVar("T")
 
@@ -157,12 +158,12 @@ def join_cpu_ranks(seconds: float) -> None:
     timeout = timedelta(seconds=float(seconds))
     launched = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
     where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(*where, is_master=rank == 0 and not launched, timeout=timeout)
-    attempt = _agreed(dist.PrefixStore("justforward", store), rank, size, timeout)
-    dist.init_process_group("gloo", store=dist.PrefixStore(attempt, store), rank=rank, world_size=size, timeout=timeout)
+    store = TCPStore(*where, is_master=rank == 0 and not launched, timeout=timeout)
+    attempt = _agreed(PrefixStore("justforward", store), rank, size, timeout)
+    dist.init_process_group("gloo", store=PrefixStore(attempt, store), rank=rank, world_size=size, timeout=timeout)
 
 
-def _agreed(store: dist.Store, rank: int, size: int, timeout: timedelta) -> str:
+def _agreed(store: Store, rank: int, size: int, timeout: timedelta) -> str:
     """A name that only the processes of this attempt have, though what earlier ones wrote is in the store.
 
     Every rank writes a name of its own; rank 0 publishes the names that it reads, until all ranks have confirmed that

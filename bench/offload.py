@@ -1,0 +1,87 @@
+"""Training a model whose weights exceed the memory that the process may have.
+
+Run: python -m bench.offload [STEPS [LIMIT_MB]]
+Linux, root: a control group of 1,000 MB holds run.py while it trains an OPT-350m shape in float32 (1,325 MB of
+weights) with `--zo_offload disk`, and the same job without. The weights of the one are compared with those of a job
+that nothing limits.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from bench.common import report
+from bench.memory import save
+
+ROOT = Path("/sys/fs/cgroup")
+DATA = Path(__file__).parents[1] / "tests" / "fixtures" / "golden" / "data"
+
+
+@contextmanager
+def limited(megabytes: int) -> Iterator[Path]:
+    """A control group that may use so much memory (version 1 or 2 of the interface), swap included."""
+    first = (ROOT / "memory").is_dir()
+    group = (ROOT / "memory" if first else ROOT) / f"justforward{os.getpid()}"
+    group.mkdir()
+    names = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes") if first else ("memory.max",)
+    try:
+        for name in names:
+            if (group / name).exists():
+                (group / name).write_text(str(megabytes * 10**6))
+        yield group
+    finally:
+        group.rmdir()
+
+
+def train(folder: Path, steps: int, group: Path | None, more: Sequence[str]) -> tuple[int, float, str]:
+    """Run the job; its exit code, seconds, and what it said."""
+    # fmt: off
+    command = [sys.executable, "-m", "justforward", "--model_name", str(folder / "model"), "--task_name", "SST2",
+               "--data_dir", str(DATA), "--use_cpu", "--trainer", "zo", "--train_as_classification", "--num_train", "8",
+               "--num_eval", "4", "--train_set_seed", "0", "--learning_rate", "1e-5", "--max_steps", str(steps),
+               "--per_device_train_batch_size", "4", "--save_strategy", "no", "--disable_tqdm", "--save_model",
+               "--output_dir", str(folder / "out"), "--overwrite_output_dir", "--result_file", str(folder / "r.json"),
+               *more]
+    # fmt: on
+    join = None if group is None else (lambda: (group / "cgroup.procs").write_text(str(os.getpid())))
+    started = time.perf_counter()
+    ran = subprocess.run(command, capture_output=True, text=True, preexec_fn=join, check=False)
+    return ran.returncode, time.perf_counter() - started, ran.stderr[-2000:]
+
+
+def main(steps: str = "5", megabytes: str = "1000") -> None:
+    """See the module."""
+    with tempfile.TemporaryDirectory(dir=".") as temporary:
+        folder = Path(temporary).resolve()
+        save(str(folder / "model"), "350m")
+        weights = sum(f.stat().st_size for f in (folder / "model").glob("*.safetensors"))
+        code, free, said = train(folder, int(steps), None, ["--zo_probe", "just_in_time"])
+        assert code == 0, said
+        expected = load_file(folder / "out" / "model.safetensors")
+        with limited(int(megabytes)) as group:
+            code, seconds, said = train(folder, int(steps), group, ["--zo_offload", "disk"])
+            assert code == 0, said
+        found = load_file(folder / "out" / "model.safetensors")
+        equal = all(torch.equal(found[n], expected[n]) for n in expected)
+        with limited(int(megabytes)) as group:
+            without, _, _ = train(folder, int(steps), group, [])
+    report(
+        f"weights of {weights // 10**6} MB in {megabytes} MB of memory, {steps} steps",
+        equal_to_unlimited=equal,
+        seconds={"unlimited": round(free, 1), "limited": round(seconds, 1)},
+        exit_code_without_offload=without,
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
