@@ -61,7 +61,7 @@ def train(folder: Path, steps: int, group: Path | None, more: Sequence[str]) -> 
 
 def main(steps: str = "5", megabytes: str = "1000") -> None:
     """See the module."""
-    with tempfile.TemporaryDirectory(dir=".") as temporary:
+    with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary).resolve()
         save(str(folder / "model"), "350m")
         weights = sum(f.stat().st_size for f in (folder / "model").glob("*.safetensors"))

@@ -91,12 +91,14 @@ def wire_bytes() -> None:
     for ranks, samples, groups in ((2, 1, 1), (4, 1, 1), (4, 4, 4), (4, 16, 4)):
         counted = {}
         for steps in (20, 220):
-            script = 'ip link set lo up; "$@"; grep lo: /proc/net/dev'  # bytes and packets received, then sent
-            prefix = ["unshare", "-n", "bash", "-c", script, "-"]
-            words = ["tiny", "1", str(steps), str(samples), str(groups)]
+            # Without torchrun, whose heartbeats would be counted too; then bytes and packets received, and sent.
+            script = f'ip link set lo up; for r in $(seq 0 {ranks - 1}); do RANK=$r "$@" & done; '
+            script += "wait; grep lo: /proc/net/dev"
+            words = ["rank", "tiny", "1", str(steps), str(samples), str(groups)]
+            here = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": PORT}
             ran = subprocess.run(
-                [*prefix, *torchrun("--standalone", "--nproc_per_node", str(ranks)), "rank", *words],
-                env=_environment(), capture_output=True, text=True, check=True,
+                ["unshare", "-n", "bash", "-c", script, "-", sys.executable, "-m", "bench.scaling", *words],
+                env={**_environment(), **here}, capture_output=True, text=True, check=True,
             )  # fmt: skip
             fields = re.findall(r"lo:\s*(\d+)\s+(\d+)", ran.stdout)[-1]
             counted[steps] = int(fields[0]), int(fields[1])
@@ -116,15 +118,16 @@ def over_link() -> dict[str, float]:
     """Two hosts, 50 ms and 1 % loss apart, against the same two ranks side by side."""
     local = statistics.median(launch(2, "25m", 12)[2:])
     words = ["25m", "8", "40", "1", "1"]
+    meeting = ["--master_addr", ADDRESSES[0], "--master_port", PORT]
     with two_hosts(DELAY, LOSS) as (hosts, link):
         running = [
             subprocess.Popen(
                 [
                     *host,
-                    *torchrun("--nnodes", "2", "--nproc_per_node", "1", "--node_rank", str(i)),
+                    *torchrun("--nnodes", "2", "--nproc_per_node", "1", "--node_rank", str(i), *meeting),
                     *["rank", *words],
                 ],
-                env={**_environment(), "GLOO_SOCKET_IFNAME": DEVICE, "MASTER_ADDR": ADDRESSES[0], "MASTER_PORT": PORT},
+                env={**_environment(), "GLOO_SOCKET_IFNAME": DEVICE},
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )
             for i, host in enumerate(hosts)
