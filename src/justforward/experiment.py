@@ -31,7 +31,8 @@ from justforward.resuming import AlreadyTrained, StopIfFinished, find_checkpoint
 from justforward.rewards import RewardObjective, find_reward
 from justforward.scoring import ScoringEngine
 from justforward.scoring.generation import GenerationSettings, Generator
-from justforward.tasks import Sample, Splits, Task, get_task
+from justforward.tasks import Sample, Splits, Task, find_task
+from justforward.tasks.from_file import pinned
 from justforward.tasks.sampling import TrainSet, eval_indices, train_sets
 from justforward.trainer import ObjectiveMeZOTrainer, ObjectiveTrainer
 
@@ -42,7 +43,7 @@ def run(parsed: Parsed) -> None:
     """Run the job that the arguments describe. Raises ValueError, in one line, for what the user can mend."""
     _log_to_stderr()
     job = parsed.job
-    task = get_task(job.task_name)
+    task = find_task(job.task_name, job.task_file)
     splits = task.load(job.data_dir)
     arguments = _training(parsed)
     sets = train_sets(
@@ -149,7 +150,7 @@ class Experiment:
         arguments = self.arguments
         if folder is not None:
             arguments = _training(self.parsed, output_dir=str(Path(arguments.output_dir or ".") / folder))
-        record = job_record(asdict(self.job), arguments, train_set=train_set)
+        record = job_record(pinned(asdict(self.job), self.task, self.splits), arguments, train_set=train_set)
         checkpoint = self._checkpoint(arguments, record)
         kind, more = ObjectiveTrainer, {}
         if self.job.trainer == "zo":

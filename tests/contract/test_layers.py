@@ -18,7 +18,7 @@ LAYERS = [
     {"objectives", "evaluation", "recording"},
     {"trainer", "trajectory_trainer", "probe", "results", "rewards", "interrupts", "resuming"},
     {"trainer_fields", "old_spellings", "argument_parser", "argument_checks", "arguments"},
-    {"experiment", "replay"},
+    {"experiment", "replay", "task_command"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -26,7 +26,7 @@ HEAVY = {"torch", "transformers", "accelerate", "peft"}
 # What works, or answers a mistake, without torch: parts (packages or single modules) of the package.
 LIGHT = [
     *["registry", "metrics", "tasks", "noise.reference", "trainer_fields", "old_spellings", "argument_parser"],
-    *["argument_checks", "cli"],
+    *["argument_checks", "cli", "task_command"],
 ]
 MOST_LINES = 400
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.golden import DATA, MODEL
 
-from justforward import replay, tasks
+from justforward import replay, task_command, tasks
 from justforward.arguments import parse
 from justforward.cli import main
 
@@ -64,6 +64,11 @@ def check_arguments(words):
     if words[0] in ("log", "replay"):
         replay.parse(words[0], words[1:])
         return
+    if words[0] == "task":
+        task_command.parse(words[1:])
+        return
+    if "--task_file" in words:
+        shutil.copytree(ROOT / "examples", "examples", dirs_exist_ok=True)
     if "--data_dir" in words:
         Path(words[words.index("--data_dir") + 1]).mkdir(exist_ok=True)
     parse(words)
