@@ -21,6 +21,7 @@ COMMANDS: Registry[Callable[[list[str]], None]] = Registry("command")
 COMMANDS.lazy("run", "justforward.cli:run")
 COMMANDS.lazy("log", "justforward.replay:log_command")
 COMMANDS.lazy("replay", "justforward.replay:replay_command")
+COMMANDS.lazy("report", "justforward.reporting:report_command")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,7 +24,9 @@ from justforward.models.tuning import TuningSettings, choose, merge_lora
 from justforward.objectives import OBJECTIVES, Objective
 from justforward.optim import CounterNoise, DivergenceError
 from justforward.probe import linear_probe
+from justforward.progress import quiet_without_terminal, show_progress
 from justforward.prompts import PromptEncoder
+from justforward.provenance import run_facts
 from justforward.replay import write_card
 from justforward.results import result_name, write_json, write_jsonl
 from justforward.resuming import AlreadyTrained, StopIfFinished, find_checkpoint, job_record, write_record
@@ -33,7 +35,7 @@ from justforward.scoring import ScoringEngine
 from justforward.scoring.generation import GenerationSettings, Generator
 from justforward.tasks import Sample, Splits, Task, get_task
 from justforward.tasks.sampling import TrainSet, eval_indices, train_sets
-from justforward.trainer import ObjectiveMeZOTrainer, ObjectiveTrainer
+from justforward.trainer import ObjectiveMeZOTrainer, ObjectiveTrainer, peak_memory_mib
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ logger = logging.getLogger(__name__)
 def run(parsed: Parsed) -> None:
     """Run the job that the arguments describe. Raises ValueError, in one line, for what the user can mend."""
     _log_to_stderr()
+    quiet_without_terminal()
     job = parsed.job
     task = get_task(job.task_name)
     splits = task.load(job.data_dir)
@@ -165,10 +168,13 @@ class Experiment:
             callbacks=[StopIfFinished(), *([SaveOnInterrupt()] if self.job.save_on_interrupt else [])],
             **more,
         )
+        timer = show_progress(trainer)
         facts: dict[str, Any] = {}
         try:
             output = trainer.train(resume_from_checkpoint=checkpoint)
             facts = {"train_loss": output.training_loss, "train_seconds": round(output.metrics["train_runtime"], 2)}
+            if timer.seconds_per_step is not None:
+                facts["seconds_per_step"] = round(timer.seconds_per_step, 6)
         except AlreadyTrained:
             logger.info("all %d steps were made before: evaluating", trainer.state.global_step)
             if arguments.load_best_model_at_end and trainer.state.best_model_checkpoint:
@@ -301,7 +307,8 @@ class Experiment:
         demonstrations: list[list[Sample]] | None,
         what: str,
     ) -> list[Outcome]:
-        quiet = self.arguments.disable_tqdm or self.arguments.process_index != 0
+        # None: quiet where there is no terminal.
+        quiet = self.arguments.disable_tqdm or self.arguments.process_index != 0 or None
         with tqdm(total=len(samples), desc=what, unit=" examples", disable=quiet) as bar:
             return evaluator.evaluate(samples, demonstrations, _advance(bar))
 
@@ -343,7 +350,9 @@ class Experiment:
         metrics = evaluator.metrics(samples, outcomes)
         write_jsonl(path.with_name(f"{path.stem}-predictions.jsonl"), (o.to_json() for o in outcomes))
         seconds = round(time.perf_counter() - started, 2)
-        write_json(path, {**metrics, **facts, "num_eval": len(samples), "seconds": seconds})
+        told = run_facts(asdict(self.job), self.parsed.command_line(), self.arguments, facts.get("train_set_seed"))
+        facts = {**facts, "num_eval": len(samples), "seconds": seconds, "peak_memory_mib": round(peak_memory_mib())}
+        write_json(path, {**metrics, **facts, "run": told})
         logger.info("%s  -> %s", ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()), path)
 
 
