@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from justforward.arguments import JobArguments
+    from justforward.tasks import Task
 
 Rule = tuple[bool, str]
 
@@ -56,13 +57,10 @@ def check(job: JobArguments, training_kwargs: Mapping[str, Any]) -> None:
         job: our own arguments.
         training_kwargs: those arguments of `TrainingArguments` that were given.
     """
-    from justforward.tasks import get_task
-
-    try:
-        generation = get_task(job.task_name).generation
-    except ValueError as error:
-        raise ValueError(f"argument --task_name: {error}") from None
+    task = _task(job.task_name, job.task_file)
+    generation = task.generation
     tables = (
+        _task_file(job, has_rows=task.rows is not None),
         _numbers(job, training_kwargs),
         _sample_sets(job),
         _model(job),
@@ -75,6 +73,36 @@ def check(job: JobArguments, training_kwargs: Mapping[str, Any]) -> None:
     for broken, message in (rule for table in tables for rule in table):
         if broken:
             raise ValueError(message)
+
+
+def name_task(own: dict[str, Any]) -> None:
+    """Where a task file is given, its task's own name is the task_name. Raises ValueError for another one beside it."""
+    if own.get("task_file") is None:
+        return
+    name = _task("", own["task_file"]).name
+    if own.setdefault("task_name", name) != name:
+        raise ValueError(
+            f"--task_name {own['task_name']} is another task than that of --task_file {own['task_file']}, {name}: give "
+            "one of the two"
+        )
+
+
+def _task(name: str, file: str | None) -> Task:
+    from justforward.tasks import find_task
+
+    try:
+        return find_task(name, file)
+    except ValueError as error:
+        raise ValueError(f"argument --{'task_name' if file is None else 'task_file'}: {error}") from None
+
+
+def _task_file(job: JobArguments, *, has_rows: bool) -> list[Rule]:
+    return [
+        (
+            has_rows and job.data_dir is not None,
+            f"--data_dir is for tasks that do not say where their rows are, and {job.task_name} does: leave it out",
+        ),
+    ]
 
 
 def _numbers(job: JobArguments, given: Mapping[str, Any]) -> list[Rule]:

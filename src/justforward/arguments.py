@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from justforward.argument_checks import check
+from justforward.argument_checks import check, name_task
 from justforward.argument_parser import build_parser, read_words, to_words
 from justforward.trainer_fields import OUR_DEFAULTS, ArgumentSpec, trainer_specs
 
@@ -45,6 +45,12 @@ class JobArguments:
         "SST2",
         "The task: SST2, RTE, CB, BoolQ, WSC, WIC, MultiRC, Copa, ReCoRD, SQuAD, DROP, or one that a plug-in adds. "
         "TASK__SUBTASK picks a subtask of a task that has them.",
+    )
+    task_file: str | None = _arg(
+        DATA,
+        None,
+        "Instead of task_name: a task of your own in a TOML file, which says where the rows are and what the prompt "
+        "is, or in a Python file, which registers it. docs/own-task.md shows how.",
     )
     data_dir: str | None = _arg(
         DATA,
@@ -367,6 +373,7 @@ def parse(argv: Sequence[str]) -> Parsed:
     Raises ValueError, one line that names the argument and the mend, for anything that cannot work as given.
     """
     own, trainers, notes = read_words(argv, job_specs(), trainer_specs())
+    name_task(own)
     if own.get("num_dev") == 0:
         own["num_dev"] = None
     job = JobArguments(**own)

@@ -22,11 +22,15 @@ COMMANDS.lazy("run", "justforward.cli:run")
 COMMANDS.lazy("log", "justforward.replay:log_command")
 COMMANDS.lazy("layout", "justforward.layout:layout_command")
 COMMANDS.lazy("replay", "justforward.replay:replay_command")
+COMMANDS.lazy("task", "justforward.task_command:task_command")
+COMMANDS.lazy("report", "justforward.reporting:report_command")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code. Exceptions other than users' mistakes are bugs and propagate."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for library in ("torchao", "torch.utils._pytree"):  # say at every start what they do without
+        logging.getLogger(library).setLevel(logging.ERROR)
     try:
         command = words.pop(0) if words and not words[0].startswith("-") else "run"
         COMMANDS.get(command)(words)
@@ -54,8 +58,6 @@ def run(words: list[str]) -> None:
     parsed = arguments.parse(words)
     for note in parsed.notes:
         print(f"justforward: note: {note}", file=sys.stderr)
-    for library in ("torchao", "torch.utils._pytree"):  # say at every start what they do without
-        logging.getLogger(library).setLevel(logging.ERROR)
     from justforward import experiment
 
     experiment.run(parsed)

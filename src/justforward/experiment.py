@@ -25,12 +25,15 @@ from justforward.optim import DivergenceError
 from justforward.optim.ranks import RankError, Ranks, gathered, join_cpu_ranks, ranks_answer
 from justforward.optim.shards import is_sharded
 from justforward.probe import linear_probe
+from justforward.progress import quiet_without_terminal, show_progress
+from justforward.provenance import run_facts
 from justforward.replay import write_card
 from justforward.results import result_name, write_json, write_jsonl
 from justforward.resuming import AlreadyTrained, StopIfFinished, find_checkpoint, job_record, share_log, write_record
-from justforward.tasks import Sample, Splits, Task, get_task
+from justforward.tasks import Sample, Splits, Task, find_task
+from justforward.tasks.from_file import pinned
 from justforward.tasks.sampling import TrainSet, eval_indices, train_sets
-from justforward.trainer import ObjectiveMeZOTrainer, ObjectiveTrainer
+from justforward.trainer import ObjectiveMeZOTrainer, ObjectiveTrainer, peak_memory_mib
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,7 @@ logger = logging.getLogger(__name__)
 def run(parsed: Parsed) -> None:
     """Run the job that the arguments describe. Raises ValueError, in one line, for what the user can mend."""
     _log_to_stderr()
+    quiet_without_terminal()
     try:
         with ranks_answer():
             _run(parsed)
@@ -47,7 +51,7 @@ def run(parsed: Parsed) -> None:
 
 def _run(parsed: Parsed) -> None:
     job = parsed.job
-    task = get_task(job.task_name)
+    task = find_task(job.task_name, job.task_file)
     splits = task.load(job.data_dir)
     arguments = _training(parsed)
     sets = train_sets(
@@ -159,7 +163,7 @@ class Experiment:
         arguments = self.arguments
         if folder is not None:
             arguments = _training(self.parsed, output_dir=str(Path(arguments.output_dir or ".") / folder))
-        record = job_record(asdict(self.job), arguments, train_set=train_set)
+        record = job_record(pinned(asdict(self.job), self.task, self.splits), arguments, train_set=train_set)
         checkpoint = self._checkpoint(arguments, record)
         kind, more = ObjectiveTrainer, {}
         if self.job.trainer == "zo":
@@ -175,10 +179,13 @@ class Experiment:
             callbacks=[StopIfFinished(), *([SaveOnInterrupt()] if self.job.save_on_interrupt else [])],
             **more,
         )
+        timer = show_progress(trainer)
         facts: dict[str, Any] = {}
         try:
             output = trainer.train(resume_from_checkpoint=checkpoint)
             facts = {"train_loss": output.training_loss, "train_seconds": round(output.metrics["train_runtime"], 2)}
+            if timer.seconds_per_step is not None:
+                facts["seconds_per_step"] = round(timer.seconds_per_step, 6)
         except AlreadyTrained:
             logger.info("all %d steps were made before: evaluating", trainer.state.global_step)
             if arguments.load_best_model_at_end and trainer.state.best_model_checkpoint:
@@ -235,7 +242,8 @@ class Experiment:
         ranks = Ranks() if is_sharded(evaluator.engine.model) else Ranks.current()
         own = range(ranks.rank, len(samples), ranks.size)
         shots = None if demonstrations is None else [demonstrations[i] for i in own]
-        quiet = self.arguments.disable_tqdm or self.arguments.process_index != 0
+        # None: quiet where there is no terminal.
+        quiet = self.arguments.disable_tqdm or self.arguments.process_index != 0 or None
         with tqdm(total=len(own), desc=what, unit=" examples", disable=quiet) as bar:
             outcomes = evaluator.evaluate([samples[i] for i in own], shots, _advance(bar))
         if ranks.size == 1:
@@ -281,7 +289,9 @@ class Experiment:
         metrics = evaluator.metrics(samples, outcomes)
         write_jsonl(path.with_name(f"{path.stem}-predictions.jsonl"), (o.to_json() for o in outcomes))
         seconds = round(time.perf_counter() - started, 2)
-        write_json(path, {**metrics, **facts, "num_eval": len(samples), "seconds": seconds})
+        told = run_facts(asdict(self.job), self.parsed.command_line(), self.arguments, facts.get("train_set_seed"))
+        facts = {**facts, "num_eval": len(samples), "seconds": seconds, "peak_memory_mib": round(peak_memory_mib())}
+        write_json(path, {**metrics, **facts, "run": told})
         logger.info("%s  -> %s", ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()), path)
 
 

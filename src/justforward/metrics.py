@@ -37,7 +37,19 @@ class Prediction:
 
 
 Metric = Callable[[Sequence[Prediction]], float]
-METRICS: Registry[Metric] = Registry("metric")
+METRICS: Registry[Metric] = Registry("metric", entry_points="justforward.metrics")
+
+
+# Metrics of the one kind of answers or the other; a plug-in's are taken to know what they are for.
+_OF_TEXTS, _OF_CHOICES = ("f1", "em"), ("accuracy",)
+
+
+def check_metric(name: str, *, generation: bool) -> None:
+    """Raise ValueError for a metric that is unknown, or not for answers that are generated (or else chosen)."""
+    METRICS.get(name)
+    if name in (_OF_CHOICES if generation else _OF_TEXTS):
+        what, usable = ("generated text", "f1 or em") if generation else ("a chosen option", "accuracy")
+        raise ValueError(f"{name} is no metric of {what}; use {usable}")
 
 
 def normalize(text: str) -> str:

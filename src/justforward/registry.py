@@ -62,6 +62,16 @@ class Registry(Generic[T]):
             )
         return self._loaders[name]()
 
+    def collect(self, run: Callable[[], object]) -> dict[str, T]:
+        """What `run` registers, by name; the table does not keep it."""
+        self._discover()
+        kept, self._loaders = self._loaders, dict(self._loaders)
+        try:
+            run()
+            return {name: load() for name, load in self._loaders.items() if name not in kept}
+        finally:
+            self._loaders = kept
+
     def _discover(self) -> None:
         if self._discovered:
             return

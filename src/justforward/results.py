@@ -64,3 +64,15 @@ def result_name(
         parts.append(tag)
     parts.append("onetrainpereval" if train_set is None else f"trainset{train_set}")
     return "-".join(parts) + ".json"
+
+
+def method_name(job: Mapping[str, Any]) -> str:
+    """What a job does, by its arguments, in the paper's words: "ICL", "MeZO (LoRA)", "FT", ..."""
+    if job.get("linear_probing"):
+        return "LP"
+    methods = {"zo": "MeZO", "regular": "FT"}
+    method = methods.get(str(job.get("trainer")), "ICL" if job.get("num_train") else "Zero-shot")
+    names = {"lora": "LoRA", "prefix_tuning": "prefix", "head_tuning": "head", "non_diff": "reward"}
+    details = [name for argument, name in names.items() if job.get(argument)]
+    details += ["SFC"] if job.get("sfc") or job.get("icl_sfc") else []
+    return f"{method} ({', '.join(details)})" if details else method

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from justforward.metrics import METRICS, Prediction
+from justforward.metrics import METRICS, Prediction, check_metric
 from justforward.objectives import OBJECTIVES, Batch, Example, Measured
 from justforward.prompts import PromptEncoder
+from justforward.registry import Registry, did_you_mean
 from justforward.scoring import ScoringEngine
 from justforward.scoring.generation import Generator
 from justforward.tasks.base import Sample, Task
@@ -21,36 +22,57 @@ from justforward.tasks.base import Sample, Task
 Reward = Callable[[Sequence[Sample], Sequence[Any]], Sequence[float]]
 """(samples, outputs) -> one number per sample, larger is better; an output is a generated text or a candidate."""
 
+REWARDS: Registry[Reward] = Registry("reward", entry_points="justforward.rewards")
+"""What plug-ins add; metrics are rewards by their own names."""
+
 
 def find_reward(name: str | None, task: Task) -> Reward:
-    """The reward called `name`: a metric, "module:function", or None for the task's own metric.
+    """The reward called `name`: a metric, a plug-in's, "module:function", or None for the task's own metric.
 
-    Raises ValueError for what cannot be found.
+    Raises ValueError for what cannot be found, and for a metric that does not fit the task's answers.
     """
     if name is not None and ":" in name:
-        return _own(name)
-    metric = METRICS.get(name or task.metric)
+        return _checked(name, _import(name))
+    metrics, rewards = METRICS.names(), REWARDS.names()
+    known = name or task.metric
+    if known in metrics:
+        return _of_metric(name, known, task)
+    if known in rewards:
+        return _checked(known, REWARDS.get(known))
+    raise ValueError(
+        f"--reward {known}: unknown metric or reward{did_you_mean(known, metrics + rewards)}; known: "
+        f"{', '.join(metrics + rewards)}, or your own as MODULE:FUNCTION"
+    )
+
+
+def _of_metric(given: str | None, name: str, task: Task) -> Reward:
+    try:
+        check_metric(name, generation=task.generation)
+    except ValueError as error:
+        raise ValueError(f"--reward {given}: {task.name}: {error}") from None
+    metric = METRICS.get(name)
 
     def reward(samples: Sequence[Sample], outputs: Sequence[Any]) -> list[float]:
         return [metric([_prediction(task, s, o)]) for s, o in zip(samples, outputs, strict=True)]
 
-    if task.generation == (metric is METRICS.get("accuracy")):
-        kind = "generates text" if task.generation else "chooses an option"
-        raise ValueError(f"--reward {name}: {task.name} {kind}; use {'f1 or em' if task.generation else 'accuracy'}")
     return reward
 
 
-def _own(name: str) -> Reward:
+def _import(name: str) -> Any:
     module_name, _, function_name = name.partition(":")
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
+        return getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"--reward {name}: {error}") from error
+
+
+def _checked(name: str, function: Any) -> Reward:
+    """A user's or plug-in's function, held to one number per sample."""
     if not callable(function):
-        raise ValueError(f"--reward {name}: {function_name} is not a function")
+        raise ValueError(f"--reward {name}: {function!r} is not a function")
     own: Reward = function  # type: ignore[assignment]
 
     def reward(samples: Sequence[Sample], outputs: Sequence[Any]) -> list[float]:

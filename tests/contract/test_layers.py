@@ -16,10 +16,10 @@ LAYERS = [
     {"optim", "prompts", "models"},
     {"scoring"},
     {"objectives", "evaluation", "recording"},
-    {"trainer", "trajectory_trainer", "probe", "results", "rewards", "interrupts", "resuming"},
+    {"trainer", "trajectory_trainer", "probe", "results", "rewards", "interrupts", "resuming", "progress"},
     {"trainer_fields", "old_spellings", "argument_parser", "argument_checks", "arguments"},
     {"assembly"},
-    {"experiment", "replay", "layout"},
+    {"experiment", "replay", "layout", "task_command", "provenance", "reporting"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -27,7 +27,7 @@ HEAVY = {"torch", "transformers", "accelerate", "peft"}
 # What works, or answers a mistake, without torch: parts (packages or single modules) of the package.
 LIGHT = [
     *["registry", "metrics", "tasks", "noise.reference", "trainer_fields", "old_spellings", "argument_parser"],
-    *["argument_checks", "cli"],
+    *["argument_checks", "cli", "task_command", "results", "reporting"],
 ]
 MOST_LINES = 400
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.golden import DATA, MODEL
 
-from justforward import replay, tasks
+from justforward import replay, reporting, task_command, tasks
 from justforward.arguments import parse
 from justforward.cli import main
 
@@ -64,6 +64,14 @@ def check_arguments(words):
     if words[0] in ("log", "replay"):
         replay.parse(words[0], words[1:])
         return
+    if words[0] == "task":
+        task_command.parse(words[1:])
+        return
+    if "--task_file" in words:
+        shutil.copytree(ROOT / "examples", "examples", dirs_exist_ok=True)
+    if words[0] == "report":
+        reporting.parse(words[1:])
+        return
     if "--data_dir" in words:
         Path(words[words.index("--data_dir") + 1]).mkdir(exist_ok=True)
     parse(words)
@@ -106,6 +114,7 @@ def test_result_file_is_as_shown(tmp_path, monkeypatch):
     assert main([*job, *quiet, "--learning_rate", "1e-4", "--result_file", "result.json"]) == 0
     written = json.loads(Path("result.json").read_text())
     assert list(written) == list(shown)
+    assert list(written["run"]) == list(shown["run"])
     facts = [name for name in shown if name.startswith("num_") or name in ("train_steps", "train_set_seed")]
     assert {name: written[name] for name in facts} == {name: shown[name] for name in facts}
     line = json.loads(Path("result-predictions.jsonl").read_text().splitlines()[0])

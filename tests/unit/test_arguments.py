@@ -165,6 +165,14 @@ def test_command_line_is_a_round_trip(words):
     assert parse(parsed.command_line()).command_line() == parsed.command_line()
 
 
+def test_a_task_file_gives_the_task_its_name():
+    file = str(Path(__file__).parents[2] / "examples" / "own_task" / "tickets.toml")
+    parsed = parse(["--task_file", file])
+    assert (parsed.job.task_name, parsed.job.task_file) == ("tickets", file)
+    assert parse(["--task_name", "tickets", "--task_file", file]) == parsed
+    assert parse(parsed.command_line()) == parsed
+
+
 def test_command_line_is_canonical_and_keeps_secrets_out():
     parsed = parse(["--evaluation_strategy=no", "--hub_token", "secret", "--sfc", "yes", "--num-eval", "5"])
     assert parsed.command_line() == [

@@ -1,11 +1,14 @@
 """Wrong invocations: exit code 2 and one line on stderr that names the argument and the mend."""
 
+from pathlib import Path
+
 import pytest
 
 from justforward.cli import main
 
 ZO = ["--trainer", "zo", "--num_train", "8", "--train_set_seed", "0"]
 REGULAR = ["--trainer", "regular", *ZO[2:]]
+TICKETS = ["--task_file", str(Path(__file__).parents[2] / "examples" / "own_task" / "tickets.toml")]
 
 WRONG = [
     # names
@@ -20,6 +23,13 @@ WRONG = [
     (["--num_train", "4", "5"], "unexpected word '5'"),
     (["--task_name", "SST-2"], "argument --task_name: unknown task 'SST-2' (did you mean 'SST2'?)"),
     (["--task_name", "SST2__x"], "argument --task_name: "),
+    (["--task_file", "no.toml"], "argument --task_file: no.toml: there is no such file"),
+    ([*TICKETS, "--task_name", "SST2"], "--task_name SST2 is another task than that of --task_file"),
+    ([*TICKETS, "--data_dir", "."], "--data_dir is for tasks that do not say where their rows are"),
+    (["task"], "justforward task: the following arguments are required: list|check"),
+    (["task", "chekc"], "invalid choice: 'chekc' (choose from 'list', 'check')"),
+    (["task", "check", "SST-2"], "unknown task 'SST-2' (did you mean 'SST2'?)"),
+    (["task", "check", "SST2", "--num", "-1"], "argument --num: must be at least 0, got -1"),
     (["--trainer", "zoo"], "argument --trainer: unknown value 'zoo' (did you mean 'zo'?); one of none, regular, zo"),
     (["--optim", "adamw"], "argument --optim: unknown value 'adamw'"),
     (["rnu"], "unknown command 'rnu' (did you mean 'run'?)"),

@@ -48,7 +48,7 @@ def test_own_functions(tmp_path, monkeypatch):
     [
         ("f1", "SST2", "use accuracy"),
         ("accuracy", "SQuAD", "use f1 or em"),
-        ("bleu", "SQuAD", "unknown metric 'bleu'"),
+        ("bleu", "SQuAD", "--reward bleu: unknown metric or reward; known: accuracy, em, f1, or your own"),
         ("no_such_module:f", "SST2", "No module named 'no_such_module'"),
     ],
 )

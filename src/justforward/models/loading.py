@@ -75,9 +75,10 @@ def load(
         if "gguf_file" in source:
             raise ValueError(f"--load_int8: {name} is a GGUF file, quantised already: leave --load_int8 out")
         quantized = {"quantization_config": int8_config()}
+    tokenizer, bos_token_id, max_length = load_tokenizer(
+        name, max_length=max_length, bos_token_id=bos_token_id, trust_remote_code=trust_remote_code
+    )
     try:
-        config = AutoConfig.from_pretrained(**common)
-        tokenizer = AutoTokenizer.from_pretrained(**common)
         if auto_device and torch.cuda.device_count() > 1:
             model = AutoModelForCausalLM.from_pretrained(**common, **quantized, dtype=dtype, device_map="auto")
         else:
@@ -87,6 +88,22 @@ def load(
         raise ValueError(f"--model_name {name}: {_first_line(error)}") from error
     if "gguf_file" in source:
         _forget_gguf(model)
+    return LoadedModel(model.eval(), tokenizer, bos_token_id, max_length)
+
+
+def load_tokenizer(
+    name: str, *, max_length: int = 2048, bos_token_id: int | None = None, trust_remote_code: bool = False
+) -> tuple[PreTrainedTokenizerBase, int | None, int]:
+    """The tokenizer, the token that prompts start with, and the longest row; no weights are read.
+
+    Raises ValueError, in one line, for what cannot be found or loaded.
+    """
+    common = {**find_source(name), "trust_remote_code": trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(**common)
+        tokenizer = AutoTokenizer.from_pretrained(**common)
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(f"--model_name {name}: {_first_line(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     text_config = config.get_text_config()
@@ -97,7 +114,7 @@ def load(
         logger.warning(
             "max_length %d is more than the model's %d positions; %d is used", max_length, positions, positions
         )
-    return LoadedModel(model.eval(), tokenizer, bos_token_id, min(max_length, positions))
+    return tokenizer, bos_token_id, min(max_length, positions)
 
 
 def int8_config() -> TorchAoConfig:

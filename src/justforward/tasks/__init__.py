@@ -1,14 +1,21 @@
 """The tasks: one small file each, found by name.
 
 A new task is one file in this folder (or one entry point of the group "justforward.tasks") that registers a `Task`, or
-a function from a subtask's name to a `Task`.
+a function from a subtask's name to a `Task`. A task without code, or in a file elsewhere, is a task file
+(`from_file`, docs/own-task.md).
 """
 
 from __future__ import annotations
 
 from justforward.tasks.base import TASKS, Sample, Splits, Task, register
+from justforward.tasks.from_file import read_task_file
 
-__all__ = ["TASKS", "Sample", "Splits", "Task", "get_task", "names", "register"]
+__all__ = ["TASKS", "Sample", "Splits", "Task", "find_task", "get_task", "names", "register"]
+
+
+def find_task(name: str, file: str | None = None) -> Task:
+    """The task of a task file, or without one the task called `name`. Raises ValueError as those two do."""
+    return get_task(name) if file is None else read_task_file(file)
 
 
 def get_task(name: str) -> Task:

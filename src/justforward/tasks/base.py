@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from justforward.registry import Registry
-from justforward.tasks.loading import Row, load_rows
+from justforward.tasks.loading import Hub, Row, load_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +45,10 @@ class Task:
     """
 
     name: str
-    hub: tuple[str, str | None]
-    """Data set and configuration on the Hugging Face hub."""
+    hub: Hub | None = None
+    """Where the rows are without a data_dir; None: nowhere."""
+    rows: Callable[[], tuple[list[Row], list[Row]]] | None = None
+    """Gives the checked rows for training and validation, of a task that knows where its own are."""
     fields: Mapping[str, Any]
     """What every row must have: see `loading.check_row`."""
     template: Callable[[Row], str]
@@ -121,11 +123,13 @@ class Task:
         return sample.candidates.index(sample.correct)
 
     def load(self, data_dir: str | None) -> Splits:
-        """Both splits, from `data_dir`/NAME/{train,validation}.jsonl or, without it, from the hub.
+        """Both splits, from `data_dir`/NAME/{train,validation}.jsonl or, without it, from where the task says.
 
         Raises ValueError for a missing file, a damaged row, or a hub that cannot be reached.
         """
-        rows = load_rows(self.name, self.hub, self.fields, data_dir)
+        if self.rows is not None and data_dir is not None:
+            raise ValueError(f"--data_dir {data_dir}: {self.name} says itself where its rows are: leave --data_dir out")
+        rows = self.rows() if self.rows else load_rows(self.name, self.hub, self.fields, data_dir)
         train, validation = ([self.sample(row, i) for i, row in enumerate(split)] for split in rows)
         return Splits(train=train, validation=validation)
 

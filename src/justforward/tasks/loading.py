@@ -8,26 +8,49 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from justforward.registry import did_you_mean
 
 Row = Mapping[str, Any]
 
 SPLITS = ("train", "validation")
 
+Hub = tuple[str, str | None]
+"""Data set and configuration on the Hugging Face hub."""
+
 _TYPE_NAMES = {str: "a string", int: "an integer", bool: "true or false", float: "a number"}
 
 
-def load_rows(name: str, hub: tuple[str, str | None], fields: Row, data_dir: str | None) -> tuple[list[Row], list[Row]]:
+def load_rows(name: str, hub: Hub | None, fields: Row, data_dir: str | None) -> tuple[list[Row], list[Row]]:
     """The checked (train, validation) rows of the task `name`. Raises ValueError, one line, for any user error."""
+
+    def read(row: Any, place: str) -> Row:
+        check_row(row, fields, place)
+        return row
+
     if data_dir is None:
-        dataset = "/".join(part for part in hub if part)
-        sources = [(f"{dataset} {split}", enumerate(rows, start=1)) for split, rows in _hub_splits(name, hub)]
+        files = f"--data_dir DIR with DIR/{name}/train.jsonl and DIR/{name}/validation.jsonl"
+        if hub is None:
+            raise ValueError(f"{name}: it has no data set on the hub: give {files}")
+        sources = hub_rows(name, hub, SPLITS, f"without the hub, give {files}")
     else:
-        sources = [(str(path), _read_jsonl(path)) for path in _split_files(name, data_dir)]
-    train, validation = (_checked(where, rows, fields) for where, rows in sources)
+        sources = [(str(path), read_jsonl(path)) for path in _split_files(name, data_dir)]
+    train, validation = (read_all(where, rows, read) for where, rows in sources)
     return train, validation
+
+
+def read_all(
+    where: str, rows: Iterable[tuple[int, Any]], read: Callable[[Any, str], Row], unit: str = "row"
+) -> list[Row]:
+    """`read(row, place)` of all numbered rows, place being "`where`, `unit` 3". Raises ValueError if there are none."""
+    found = [read(row, f"{where}, {unit} {number}") for number, row in rows]
+    if not found:
+        raise ValueError(f"{where}: there are no rows in it")
+    return found
 
 
 def check_row(row: Any, fields: Row, where: str, parent: str = "") -> None:
@@ -42,12 +65,16 @@ def check_row(row: Any, fields: Row, where: str, parent: str = "") -> None:
     for name, wanted in fields.items():
         if name not in row:
             present = ", ".join(map(str, row)) or "none"
-            raise ValueError(f"{where}: field '{parent}{name}' is missing; the fields present are: {present}")
+            raise ValueError(
+                f"{where}: field '{parent}{name}' is missing{did_you_mean(name, list(map(str, row)))}; "
+                f"the fields present are: {present}"
+            )
         if isinstance(wanted, Mapping):
             check_row(row[name], wanted, where, f"{parent}{name}.")
         elif not _matches(row[name], wanted):
             raise ValueError(
                 f"{where}: field '{parent}{name}' must be {_described(wanted)}, not {reprlib.repr(row[name])}"
+                + _nearest(row[name], wanted)
             )
 
 
@@ -68,14 +95,10 @@ def _described(wanted: Any) -> str:
     return _TYPE_NAMES[wanted]
 
 
-def _checked(where: str, rows: Iterable[tuple[int, Any]], fields: Row) -> list[Row]:
-    checked = []
-    for number, row in rows:
-        check_row(row, fields, f"{where}, row {number}")
-        checked.append(row)
-    if not checked:
-        raise ValueError(f"{where}: there are no rows in it")
-    return checked
+def _nearest(value: Any, wanted: Any) -> str:
+    if not (isinstance(value, str) and isinstance(wanted, tuple)):
+        return ""
+    return did_you_mean(value, [allowed for allowed in wanted if isinstance(allowed, str)])
 
 
 def _split_files(name: str, data_dir: str) -> list[Path]:
@@ -90,33 +113,53 @@ def _split_files(name: str, data_dir: str) -> list[Path]:
     return files
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number from 1, value) of every line that is not blank."""
-    with path.open(encoding="utf-8-sig") as lines:
-        try:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield number, _parsed(line, f"{path}, row {number}")
-        except UnicodeDecodeError:
-            raise ValueError(f"{path}: not UTF-8 text; save the file as UTF-8") from None
+def read_jsonl(path: Path, unit: str = "row") -> Iterator[tuple[int, Any]]:
+    """(line number from 1, value) of every line that is not blank. Raises ValueError for what is not JSON in UTF-8."""
+    with path.open(encoding="utf-8-sig") as lines, in_utf8(path):
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield number, parse_json(line.rstrip(), f"{path}, {unit} {number}")
 
 
-def _parsed(line: str, where: str) -> Any:
+@contextmanager
+def in_utf8(path: Path) -> Iterator[None]:
+    """Raises ValueError, with the mend, where what is read inside is not UTF-8."""
     try:
-        return json.loads(line)
+        yield
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not UTF-8 text; save the file as UTF-8") from None
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The value of a JSON text. Raises ValueError for what is not JSON, or an object with a field given twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"{where}: field '{twice}' is given twice")
+        return made
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from None
+        line = f" of line {error.lineno}" if error.lineno > 1 else ""
+        raise ValueError(f"{where}: not valid JSON: {error.msg} at column {error.colno}{line}") from None
 
 
-def _hub_splits(name: str, hub: tuple[str, str | None]) -> list[tuple[str, Iterable[Any]]]:
+def hub_rows(name: str, hub: Hub, splits: Iterable[str], mend: str) -> list[tuple[str, Iterable[tuple[int, Any]]]]:
+    """For each of the hub's splits what to call it, and its numbered rows.
+
+    Raises ValueError, with the `mend`, for a data set that cannot be had.
+    """
     import datasets  # heavy, and not needed with files of one's own
 
+    splits = list(splits)
     try:
-        found: Any = datasets.load_dataset(*hub, split=list(SPLITS))
+        found: Any = datasets.load_dataset(*hub, split=splits)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{name}: cannot reach {hub[0]} on the Hugging Face hub ({reason}); without the hub, "
-            f"give --data_dir DIR with DIR/{name}/train.jsonl and DIR/{name}/validation.jsonl"
-        ) from error
-    return list(zip(SPLITS, found, strict=True))
+        raise ValueError(f"{name}: cannot reach {hub[0]} on the Hugging Face hub ({reason}); {mend}") from error
+    dataset = "/".join(part for part in hub if part)
+    return [(f"{dataset} {split}", enumerate(rows, start=1)) for split, rows in zip(splits, found, strict=True)]

@@ -1,0 +1,189 @@
+"""What is drawn: charts as data, which `svg` and `plots` draw."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from justforward.reporting.runs import Run
+from justforward.reporting.tables import (
+    Group,
+    choose,
+    method_order,
+    published,
+    published_value,
+    short_models,
+    task_order,
+)
+
+MOST_POINTS = 120
+WINDOWS = 40
+"""Points of the projected gradient's course: single steps are noise."""
+BINS = 41
+TAIL = 0.99
+"""The histogram shows this share of the projected gradients: a few outliers would leave one bar of the rest."""
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run's curve, or one group's histogram. `series` picks the colour, the same for a label on the whole page."""
+
+    label: str
+    series: int
+    points: list[Point]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines over a common axis."""
+
+    title: str
+    x: str
+    y: str
+    lines: list[Line]
+    filled: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A row of a comparison: what these runs reached, and what was published for the method."""
+
+    label: str
+    mean: float | None
+    half: float | None
+    published: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The methods of one task."""
+
+    task: str
+    marks: list[Mark]
+
+
+@dataclass(frozen=True)
+class Training:
+    """The charts of one task, and the labels in their legend: (label, series)."""
+
+    task: str
+    charts: list[Chart]
+    legend: list[tuple[str, int]] = field(default_factory=list)
+
+
+def comparisons(groups: Sequence[Group]) -> list[Comparison]:
+    """One per task: the paper's methods and ours, each once per model."""
+    shown = choose(groups)
+    short = short_models(model for model, _, _ in shown)
+    made = []
+    for task in sorted({task for _, task, _ in shown}, key=task_order):
+        methods = {method for method in published()["methods"] if published_value(method, task)}
+        methods |= {method for _, t, method in shown if t == task}
+        marks = []
+        for method in sorted(methods, key=method_order):
+            value = published_value(method, task)
+            reference = None if value is None else value.mean
+            ours = [(model, g) for (model, t, m), g in shown.items() if (t, m) == (task, method)]
+            for model, g in ours:
+                label = f"{method}, {short[model]}" if len(short) > 1 else method
+                marks.append(Mark(label, g.summary.mean, g.summary.half, reference))
+            if not ours:
+                marks.append(Mark(method, None, None, reference))
+        made.append(Comparison(task, marks))
+    return made
+
+
+def trainings(groups: Sequence[Group], names: Sequence[str]) -> list[Training]:
+    """One per task that has training logs; names are the groups' labels."""
+    logged = [(g, name) for g, name in zip(groups, names, strict=True) if _logged(g)]
+    series = {name: i for i, name in enumerate(dict.fromkeys(name for _, name in logged))}
+    made = []
+    for task in sorted({g.key[1] for g, _ in logged}, key=task_order):
+        lines = [(g, name, series[name]) for g, name in logged if g.key[1] == task]
+        charts = [_losses(lines), _evaluations(lines), _histogram(lines), _course(lines)]
+        charts = [chart for chart in charts if chart.lines]
+        if charts:
+            made.append(Training(task, charts, [(name, number) for _, name, number in lines]))
+    return made
+
+
+_Lines = Sequence[tuple[Group, str, int]]
+
+
+def _logged(g: Group) -> bool:
+    return any(run.log is not None and (run.log.history or run.log.gradients) for run in g.runs)
+
+
+def _losses(lines: _Lines) -> Chart:
+    made = [
+        Line(_with_seed(name, run), series, thin([(e["step"], e["loss"]) for e in run.history if "loss" in e]))
+        for g, name, series in lines
+        for run in g.runs
+    ]
+    return Chart("Training", "step", "loss", _with_points(made))
+
+
+def _evaluations(lines: _Lines) -> Chart:
+    names = {name for g, _, _ in lines for run in g.runs for entry in run.history for name in entry}
+    measured = [name for name in ("eval_accuracy", "eval_f1") if name in names]
+    key, scale = (measured[0], 100) if measured else ("eval_loss", 1)
+    made = [
+        Line(_with_seed(name, run), series, thin([(e["step"], scale * e[key]) for e in run.history if key in e]))
+        for g, name, series in lines
+        for run in g.runs
+    ]
+    word = key.removeprefix("eval_")
+    return Chart("Evaluation", "step", f"{word} (%)" if measured else word, _with_points(made))
+
+
+def _histogram(lines: _Lines) -> Chart:
+    found = [(name, series, _gradients(g)) for g, name, series in lines]
+    found = [(name, series, values) for name, series, values in found if len(values)]
+    everything = np.concatenate([values for _, _, values in found]) if found else np.zeros(0)
+    chart = Chart("Projected gradient", "projected gradient", "share of steps (%)", [])
+    if not len(everything):
+        return chart
+    limit = float(np.quantile(np.abs(everything), TAIL)) or 1.0
+    edges = np.linspace(-limit, limit, BINS + 1)
+    for name, series, values in found:
+        shares = 100 * np.histogram(values, edges)[0] / len(values)
+        xs, ys = np.repeat(edges, 2)[1:-1], np.repeat(shares, 2)
+        chart.lines.append(Line(name, series, [(float(x), float(y)) for x, y in zip(xs, ys, strict=True)]))
+    beyond = int((np.abs(everything) > limit).sum())
+    return dataclasses.replace(chart, filled=True, note=f"{beyond:,} of {len(everything):,} lie outside this range")
+
+
+def _course(lines: _Lines) -> Chart:
+    made = []
+    for g, name, series in lines:
+        for run in g.runs:
+            squares = [(float(step), value**2) for step, value in (run.log.gradients if run.log else [])]
+            made.append(Line(_with_seed(name, run), series, [(step, y**0.5) for step, y in thin(squares, WINDOWS)]))
+    return Chart("Projected gradient by step", "step", "root mean square", _with_points(made))
+
+
+def _gradients(g: Group) -> np.ndarray:
+    return np.array([value for run in g.runs if run.log for _, value in run.log.gradients])
+
+
+def _with_seed(name: str, run: Run) -> str:
+    parts = [("train set", run.train_set), ("seed", run.seed)]
+    return ", ".join([name, *(f"{word} {value}" for word, value in parts if value is not None)])
+
+
+def _with_points(lines: list[Line]) -> list[Line]:
+    return [line for line in lines if line.points]
+
+
+def thin(points: list[Point], most: int = MOST_POINTS) -> list[Point]:
+    """At most so many points: means of neighbours."""
+    if len(points) <= most:
+        return points
+    parts = np.array_split(np.array(points, dtype=float), most)
+    return [(float(x), float(y)) for x, y in (part.mean(axis=0) for part in parts)]

@@ -1,0 +1,97 @@
+"""A task as a TOML file: where its rows are, a prompt, and what is to be answered. docs/own-task.md has the format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from justforward.tasks.base import Task
+from justforward.tasks.loading import Row
+from justforward.tasks.own_rows import Answer, Choices, Label, RowReader
+from justforward.tasks.toml_keys import Keys
+
+
+@dataclass(frozen=True)
+class Answering:
+    """What is to be answered: how it is read from a row, and what the task makes of it.
+
+    reader: reads and checks the answer; fields: what rows must have for it; named: fields that the answer's text names;
+    secret: fields that a prompt must not show; parts: of the Task.
+    """
+
+    reader: Callable[[dict[str, Any], str], None]
+    fields: Mapping[str, Any]
+    secret: tuple[str, ...]
+    parts: Mapping[str, Any]
+    named: list[str] = field(default_factory=list)
+
+
+def read_toml(path: Path) -> Task:
+    """The task that a TOML file describes; its rows are read when it is loaded.
+
+    Raises ValueError, one line that names the file and the key, for what is wrong in it.
+    """
+    keys = Keys.read(path)
+    name, kind = keys.name(), keys.kind()
+    prompt, calibration = keys.template("prompt"), keys.template("calibration", default="")
+    if not prompt.fields:
+        raise keys.error("prompt", "names no {field}, so that it would be the same for every row")
+    answering = _KINDS[kind](keys)
+    texts = tuple(dict.fromkeys([*prompt.fields, *calibration.fields, *answering.named]))
+    for shown in answering.secret:
+        if shown in texts:
+            raise keys.error("prompt", f"{{{shown}}} is what is to be answered, or a list: a prompt cannot show it")
+    renamed, may_be_empty = keys.texts("columns"), keys.may_be_empty(texts)
+    reader = RowReader(texts, answering.reader, renamed, may_be_empty)
+    source = keys.source()
+    return Task(
+        name=name,
+        rows=lambda: source.load(name, reader),
+        fields={**dict.fromkeys(texts, str), **answering.fields},
+        template=prompt.render,
+        calibration=calibration.render,
+        metric=keys.metric(kind),
+        separator=keys.text("separator", "\n\n"),
+        **answering.parts,
+    )
+
+
+def _classification(keys: Keys) -> Answering:
+    label, words = keys.text("label"), keys.options()
+    parts = {"words": words, "correct": lambda row: row[label]}
+    return Answering(Label(label, tuple(words)), {label: tuple(words)}, (label,), parts)
+
+
+def _multiple_choice(keys: Keys) -> Answering:
+    names, answer = keys.names("choices"), keys.text("answer")
+    choices = Choices(names, answer, keys.one_of("answer_kind", ("index", "text")))
+    text, named = _answer_text(keys, "choice_text", " {choice}", "choice")
+    listed = isinstance(names, str)
+    fields = {names: [str]} if isinstance(names, str) else dict.fromkeys(names, str)
+    parts = {"candidates": choices.of, "correct": lambda row: row[answer], "option": text}
+    return Answering(choices, {**fields, answer: str}, (answer, *([names] if listed else [])), parts, named)
+
+
+def _generation(keys: Keys) -> Answering:
+    answer = keys.text("answer")
+    text, named = _answer_text(keys, "answer_text", " {answer}\n", "answer")
+    parts = {"correct": lambda row: tuple(row[answer]), "option": text, "generation": True}
+    return Answering(Answer(answer), {answer: [str]}, (answer,), parts, named)
+
+
+def _answer_text(keys: Keys, key: str, default: str, placeholder: str) -> tuple[Callable[[Row, str], str], list[str]]:
+    """The function from row and answer to the text after the prompt, and the fields of the row that it names."""
+    template = keys.template(key, default=default)
+    if placeholder not in template.fields:
+        raise keys.error(key, f"must hold {{{placeholder}}}")
+    named = [name for name in template.fields if name != placeholder]
+    return (lambda row, answer: template.render({**row, placeholder: answer})), named
+
+
+_KINDS: dict[str, Callable[[Keys], Answering]] = {
+    "classification": _classification,
+    "multiple choice": _multiple_choice,
+    "generation": _generation,
+}
