@@ -118,7 +118,7 @@ def test_what_takes_the_place_of_the_trainers_bar(terminal, before, after, scree
 
 def test_the_first_step_evaluations_and_checkpoints_are_not_timed(arguments, monkeypatch):
     now = iter([10.0, 11.0, 13.0, 20.0, 22.0, 30.0])
-    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr("justforward.progress.time.perf_counter", lambda: next(now))
     timer, state, control = StepTimer(), TrainerState(), TrainerControl()
     assert timer.seconds_per_step is None
     events = (
