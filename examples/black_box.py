@@ -1,6 +1,6 @@
 """MeZO on a black box: a number that a program gives for a generated text, with no gradient anywhere.
 
-    python examples/black_box.py MODEL
+Run it with `python examples/black_box.py MODEL`.
 
 The box here counts vowels; it may as well be a compiler, a checker, or a person. Its number is the same for many texts,
 so several directions are probed per step, and their ranks are compared instead of their values.
@@ -21,9 +21,10 @@ def share_of_vowels(text: str) -> float:
     return sum(letter in "aeiou" for letter in text.lower()) / max(1, len(text))
 
 
-def main(name: str, steps: int = 20, lr: float = 1e-3) -> list[float]:
+def main(name: str, steps: int = 20, lr: float = 1e-4) -> list[float]:
     """The reward after every step: the mean of all probes."""
-    tokenizer, model = AutoTokenizer.from_pretrained(name), AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
     prompt = tokenizer("The film was", return_tensors="pt")
     optimizer = MeZO(model.named_parameters(), model=model, lr=lr, eps=1e-2, samples=4, shaping="rank")
 

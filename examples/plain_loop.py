@@ -1,6 +1,6 @@
 """MeZO in a plain PyTorch loop: a causal language model learns a few sentences, with forward passes only.
 
-    python examples/plain_loop.py MODEL
+python examples/plain_loop.py MODEL
 """
 
 from __future__ import annotations
