@@ -39,6 +39,10 @@ def test_lines_are_counted_without_imports_and_docstrings():
     assert code_lines('"""A\nB."""\nimport x\n\n# c\na = (\n    1\n)  # d\nif a:\n    x(a)\n') == 5
 
 
+def test_every_example_but_the_demo_is_here():
+    assert {path.stem for path in FOLDER.glob("*.py")} == {*SHORT, "demo"}
+
+
 @pytest.mark.parametrize("name", SHORT)
 def test_example_is_short(name):
     assert code_lines((FOLDER / f"{name}.py").read_text(encoding="utf-8")) <= MOST_LINES
