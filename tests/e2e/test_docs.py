@@ -1,4 +1,7 @@
-"""The documents hold: Python blocks run, commands parse, files and links exist, tables name what there is."""
+"""The documents hold: Python blocks run, commands parse, files and links exist, tables name what there is.
+
+Pages that are walked run as a whole, from top to bottom in one folder, with the tiny model in place of the page's.
+"""
 
 import json
 import os
@@ -6,34 +9,46 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 from support.golden import DATA, MODEL
 
-from justforward import replay, reporting, task_command, tasks
+from justforward import old_spellings, replay, reporting, task_command, tasks
 from justforward.arguments import parse
-from justforward.cli import main
+from justforward.cli import COMMANDS, main
+from justforward.metrics import METRICS
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+DOCS = ROOT / "docs"
+DOCUMENTS = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+WALKED = ("own-reward.md", "tutorial.md")
+FENCE = re.compile(r"^```(\w*)(?: title=\"([\w.]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SHOWN_FILE = re.compile(r'--8<-- "(.+)"\n')
 PROGRAMS = (["python", "run.py"], ["justforward"])
+# What the reader does once, before a page's commands; nothing of it is a job.
+PREPARATIONS = (["source", ".venv/bin/activate"], ["python", "examples/demo.py", "prepare"])
+STAND_INS = {"my-model": MODEL, "my-data": DATA, ".cache/demo/model": MODEL, ".cache/demo/data": DATA}
+QUIET = ["--use_cpu", "--disable_tqdm", "--report_to", "none"]
+
+
+def fences(path):
+    """The fenced blocks of a document: (line, language, title, code)."""
+    text = path.read_text(encoding="utf-8")
+    for block in FENCE.finditer(text):
+        yield text.count("\n", 0, block.start()) + 1, *block.groups()
 
 
 def blocks(language):
     """The fenced blocks of that language: {document and line: code}."""
-    found = {}
-    for path in DOCUMENTS:
-        text = path.read_text(encoding="utf-8")
-        for block in FENCE.finditer(text):
-            if block.group(1) == language:
-                found[f"{path.name}:{text.count(chr(10), 0, block.start()) + 1}"] = block.group(2)
-    return found
+    return {f"{p.name}:{line}": code for p in DOCUMENTS for line, found, _, code in fences(p) if found == language}
 
 
-PYTHON, SHELL = blocks("python"), blocks("bash")
+SHELL = blocks("bash")
+PYTHON = {place: code for place, code in blocks("python").items() if not SHOWN_FILE.fullmatch(code)}
+ALONE = {place: code for place, code in PYTHON.items() if place.split(":")[0] not in WALKED}
 
 
 def command_lines(code):
@@ -45,6 +60,8 @@ def check_command(words):
     """Hold one documented command to what it would start; fails for a command that is not known here."""
     settings = [word for word in words if re.match(r"[A-Z_]+=", word)]
     words = words[len(settings) :]
+    if words in PREPARATIONS:
+        return None
     for program in PROGRAMS:
         if words[: len(program)] == program:
             return check_arguments(words[len(program) :])
@@ -52,7 +69,8 @@ def check_command(words):
         environment = {"PATH": os.environ["PATH"], "DRY_RUN": "1"} | dict(s.split("=", 1) for s in settings)
         ran = subprocess.run([*words[:1], ROOT / words[1], *words[2:]], env=environment, capture_output=True, text=True)
         assert ran.returncode == 0, ran.stderr
-        return check_arguments(shlex.split(ran.stdout)[2:])
+        printed = shlex.split(ran.stdout)
+        return check_arguments(printed[printed.index(str(ROOT / "run.py")) + 1 :])
     assert words[0] == "make", f"the documents show a command that this test does not know: {shlex.join(words)}"
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert set(words[1:]) <= set(targets)
@@ -73,14 +91,51 @@ def check_arguments(words):
         reporting.parse(words[1:])
         return
     if "--data_dir" in words:
-        Path(words[words.index("--data_dir") + 1]).mkdir(exist_ok=True)
+        Path(words[words.index("--data_dir") + 1]).mkdir(parents=True, exist_ok=True)
     parse(words)
 
 
-@pytest.mark.parametrize("place", PYTHON)
-def test_python_block_runs(place, tmp_path, monkeypatch):
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch):
+    """An empty folder to be in; names that a page registers, and folders that it imports from, are gone afterwards."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for registry in (tasks.TASKS, METRICS):
+        registry.names()
+        monkeypatch.setattr(registry, "_loaders", dict(registry._loaders))
+
+
+@pytest.mark.usefixtures("own_folder")
+@pytest.mark.parametrize("place", ALONE)
+def test_python_block_runs(place):
     exec(compile(PYTHON[place], place, "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.usefixtures("own_folder")
+@pytest.mark.parametrize("page", WALKED)
+def test_page_runs_from_top_to_bottom(page):
+    for line, language, title, code in fences(DOCS / page):
+        if title:
+            Path(title).write_text(code, encoding="utf-8")
+        elif language == "python":
+            exec(compile(code, f"{page}:{line}", "exec"), {"__name__": "__main__"})
+        elif language == "bash":
+            for words in command_lines(code):
+                assert run_command(words) == 0, words
+
+
+def run_command(words):
+    """Run what a page shows, with the tiny model; 0 for what is not ours to run."""
+    for program in PROGRAMS:
+        if words[: len(program)] == program:
+            words = [STAND_INS.get(word, word) for word in words[len(program) :]]
+            return main(words + ([] if words[0] in COMMANDS.names() else QUIET))
+    return 0
+
+
+def test_every_example_is_shown():
+    shown = {name for path in DOCUMENTS for *_, code in fences(path) for name in SHOWN_FILE.findall(code)}
+    assert shown == {f"examples/{path.name}" for path in (ROOT / "examples").glob("*.py")} - {"examples/demo.py"}
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="the scripts are written for bash")
@@ -135,6 +190,12 @@ def test_links_and_paths_exist(path):
             assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
     for name in re.findall(r"`((?:src|tests|docs|examples|bench)/[\w./-]+)`", text):
         assert (ROOT / name).exists(), name
+
+
+def test_migration_tells_the_fate_of_every_old_spelling():
+    text = (DOCS / "migration.md").read_text(encoding="utf-8")
+    fates = (old_spellings.RENAMED, old_spellings.TRANSLATED, old_spellings.IGNORED, old_spellings.REMOVED)
+    assert not [name for fate in fates for name in fate if f"`{name}`" not in text]
 
 
 def test_readme_names_every_task():

@@ -109,9 +109,9 @@ class MeZO(torch.optim.Optimizer):
             RankError names one that differs; 0 never does. Sharded weights are not compared.
 
     Example:
-        optimizer = MeZO(model.named_parameters(), lr=1e-6, eps=1e-3)
-        for batch in batches:
-            loss = optimizer.step(lambda: loss_function(model, batch))
+            optimizer = MeZO(model.named_parameters(), lr=1e-6, eps=1e-3)
+            for batch in batches:
+                loss = optimizer.step(lambda: loss_function(model, batch))
     """
 
     def __init__(
