@@ -124,12 +124,12 @@ def test_page_runs_from_top_to_bottom(page):
                 assert run_command(words) == 0, words
 
 
-def run_command(words):
+def run_command(words: list[str]) -> int:
     """Run what a page shows, with the tiny model; 0 for what is not ours to run."""
     for program in PROGRAMS:
         if words[: len(program)] == program:
-            words = [STAND_INS.get(word, word) for word in words[len(program) :]]
-            return main(words + ([] if words[0] in COMMANDS.names() else QUIET))
+            given = [STAND_INS.get(word) or word for word in words[len(program) :]]
+            return main(given + ([] if given[0] in COMMANDS.names() else QUIET))
     return 0
 
 
