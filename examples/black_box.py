@@ -9,6 +9,7 @@ so several directions are probed per step, and their ranks are compared instead 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -24,7 +25,7 @@ def share_of_vowels(text: str) -> float:
 def main(name: str, steps: int = 20, lr: float = 1e-4) -> list[float]:
     """The reward after every step: the mean of all probes."""
     tokenizer = AutoTokenizer.from_pretrained(name)
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
     prompt = tokenizer("The film was", return_tensors="pt")
     optimizer = MeZO(model.named_parameters(), model=model, lr=lr, eps=1e-2, samples=4, shaping="rank")
 
