@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import pkgutil
 import sys
 
@@ -20,6 +21,8 @@ def main() -> None:
         needs = getattr(module, "NEEDS", None)
         if needs and not named and importlib.util.find_spec(needs) is None:
             print(f"bench.{name} is left out: it needs {needs} (pip install {needs})", file=sys.stderr)
+        elif getattr(module, "NEEDS_ROOT", False) and not named and os.geteuid() != 0:
+            print(f"bench.{name} is left out: it makes namespaces or control groups, which needs root", file=sys.stderr)
         elif hasattr(module, "main"):
             module.main()
 

@@ -23,6 +23,8 @@ from safetensors.torch import load_file
 from bench.common import report
 from bench.memory import save
 
+NEEDS_ROOT = True
+
 ROOT = Path("/sys/fs/cgroup")
 DATA = Path(__file__).parents[1] / "tests" / "fixtures" / "golden" / "data"
 

@@ -74,7 +74,7 @@ def disturb(job: subprocess.Popen, log: Path, kills: int, steps: int, chance: ra
     return at
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str] = ()) -> int:
     """See the module."""
     parser = argparse.ArgumentParser(prog="python -m bench.rank_kills")
     for name, default in (("kills", 20), ("ranks", 4), ("steps", 1500), ("seed", 0)):

@@ -26,6 +26,8 @@ from bench.link import ADDRESSES, DEVICE, two_hosts
 DELAY, LOSS = 0.05, 0.01
 PORT = "29655"
 
+NEEDS_ROOT = True
+
 
 def rank_main(shape: str, examples: str, steps: str, samples: str, groups: str) -> None:
     """What a rank runs: seconds of each step, on rank 0's standard output."""
@@ -218,7 +220,7 @@ def _times(output: str) -> list[float]:
     return json.loads(next(line for line in output.splitlines() if line.startswith("[")))
 
 
-def main(words: Sequence[str]) -> None:
+def main(words: Sequence[str] = ()) -> None:
     """See the module."""
     if words and words[0] == "rank":
         rank_main(*words[1:])

@@ -68,7 +68,7 @@ def job_record(own: Mapping[str, Any], arguments: TrainingArguments, *, train_se
     if zo:
         micro, accumulated, ranks = (trainers.pop(name) for name in _SHARED)
         split = bool(getattr(arguments.accelerator_config, "split_batches", False))
-        own["examples_per_step"] = micro * accumulated * (1 if split else ranks // groups)
+        own["examples_per_step"] = micro * accumulated * (1 if split else max(1, ranks // groups))
     # Enums and other rich values become what JSON would make of them.
     return json.loads(json.dumps({**own, "train_set": train_set, **trainers}, default=str))
 

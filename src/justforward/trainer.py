@@ -241,7 +241,8 @@ class ObjectiveMixin(_Base):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As the Trainer's; a sharded model is gathered into one ordinary checkpoint."""
         assert isinstance(self.model, nn.Module)
-        if _internal_call or not (self.is_fsdp_enabled or is_sharded(self.model)):
+        # MeZO's checkpoints on the way are marks in its log.
+        if not (self.is_fsdp_enabled or (is_sharded(self.model) and not _internal_call)):
             super().save_model(output_dir, _internal_call)
             return
         gathered = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

@@ -16,10 +16,13 @@ __all__ = ["folder"]
 def test_fsdp_equals_one_process(folder):
     script = ["bash", str(ROOT / "finetune_fsdp.sh"), *JOB, "--optim", "sgd"]
     one = launch(folder, "one", script, NUM_GPU="1", BS="4", LR="1e-2")
-    two = launch(folder, "two", script, NUM_GPU="2", BS="2", LR="1e-2")
+    saving = ["--save_strategy", "steps", "--save_steps", "10"]
+    two = launch(folder, "two", [*script, *saving], NUM_GPU="2", BS="2", LR="1e-2")
     start = dict(AutoModelForCausalLM.from_pretrained(folder / "model").state_dict())
     assert largest_difference(one, start) > 1e-3
     assert largest_difference(one, two) < 1e-5
+    checkpoint = AutoModelForCausalLM.from_pretrained(folder / "two/out/checkpoint-10")
+    assert largest_difference(two, dict(checkpoint.state_dict())) == 0
 
 
 def test_replicas_equal_one_process(folder):

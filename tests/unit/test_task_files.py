@@ -1,13 +1,12 @@
 """Task files: the three kinds, all sources of rows, and one line for every mistake."""
 
 import json
-import sys
-import types
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from support.hub import fake_hub
 
 from justforward.tasks import find_task, names
 from justforward.tasks.from_file import digest, pinned
@@ -162,12 +161,6 @@ def test_a_split_is_a_function_of_its_seed(size, count):
     assert (train, validation) == (sorted(train), sorted(validation))
     assert halves(0) == [train, validation]
     assert any(halves(seed) != [train, validation] for seed in (1, 2, 3))
-
-
-def fake_hub(monkeypatch, load_dataset):
-    module = types.ModuleType("datasets")
-    module.load_dataset = load_dataset  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "datasets", module)
 
 
 def test_rows_of_the_hub(monkeypatch):

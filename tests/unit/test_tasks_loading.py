@@ -1,8 +1,8 @@
 import json
 import sys
-import types
 
 import pytest
+from support.hub import fake_hub
 
 from justforward.tasks import get_task
 
@@ -105,12 +105,6 @@ def test_not_utf8(tmp_path):
 )
 def test_damaged_row(tmp_path, task, row, complaint):
     assert error_of(tmp_path, task, [json.dumps(row)]) == f"{task}/train.jsonl, row 1: {complaint}"
-
-
-def fake_hub(monkeypatch, load_dataset):
-    module = types.ModuleType("datasets")
-    module.load_dataset = load_dataset  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "datasets", module)
 
 
 def test_hub_rows(monkeypatch):

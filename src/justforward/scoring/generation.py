@@ -39,7 +39,10 @@ class GenerationSettings:
 
 
 class Generator:
-    """Continues token rows with one model; `token_budget` bounds rows x (prompt + new tokens) of a batch."""
+    """Continues token rows with one model; `token_budget` bounds rows x (prompt + new tokens) of a batch.
+
+    device: where the model computes; None for where its weights are.
+    """
 
     def __init__(
         self,
