@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format bench exact clean
+.PHONY: demo test lint format bench exact wheel clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml constraints.txt
@@ -31,6 +31,11 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	JUSTFORWARD_BENCH_RESULTS=bench/results $(BIN)/python -m bench
+
+# The wheel that `pip install` takes, and the sources that it is built from, in dist.
+wheel: $(STAMP)
+	$(BIN)/python -m pip install --quiet build
+	$(BIN)/python -m build --outdir dist
 
 clean:
 	rm -rf $(VENV) build dist

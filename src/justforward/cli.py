@@ -21,11 +21,15 @@ COMMANDS: Registry[Callable[[list[str]], None]] = Registry("command")
 COMMANDS.lazy("run", "justforward.cli:run")
 COMMANDS.lazy("log", "justforward.replay:log_command")
 COMMANDS.lazy("replay", "justforward.replay:replay_command")
+COMMANDS.lazy("plan", "justforward.plan:plan_command")
+COMMANDS.lazy("doctor", "justforward.doctor:doctor_command")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code. Exceptions other than users' mistakes are bugs and propagate."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for library in ("torchao", "torch.utils._pytree"):  # say at every start what they do without
+        logging.getLogger(library).setLevel(logging.ERROR)
     try:
         command = words.pop(0) if words and not words[0].startswith("-") else "run"
         COMMANDS.get(command)(words)
@@ -53,8 +57,6 @@ def run(words: list[str]) -> None:
     parsed = arguments.parse(words)
     for note in parsed.notes:
         print(f"justforward: note: {note}", file=sys.stderr)
-    for library in ("torchao", "torch.utils._pytree"):  # say at every start what they do without
-        logging.getLogger(library).setLevel(logging.ERROR)
     from justforward import experiment
 
     experiment.run(parsed)

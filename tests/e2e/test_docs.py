@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.golden import DATA, MODEL
 
-from justforward import replay, tasks
+from justforward import doctor, plan, replay, tasks
 from justforward.arguments import parse
 from justforward.cli import main
 
@@ -63,6 +63,9 @@ def check_arguments(words):
     """Arguments of run.py are parsed and checked; the folder of data that they name is made where the test runs."""
     if words[0] in ("log", "replay"):
         replay.parse(words[0], words[1:])
+        return
+    if words[0] in ("plan", "doctor"):
+        {"plan": plan, "doctor": doctor}[words[0]].parse(words[1:])
         return
     if "--data_dir" in words:
         Path(words[words.index("--data_dir") + 1]).mkdir(exist_ok=True)

@@ -17,6 +17,10 @@ from justforward.scoring.engine import TOKEN_BUDGET, prefix_length
 
 logger = logging.getLogger(__name__)
 
+KEPT_TOKENS = {device: 2 * budget for device, budget in TOKEN_BUDGET.items()}
+"""Default rows x (prompt + new tokens) of a batch, by device type. More than are scored at once: a token that is kept
+takes less memory than one that is computed."""
+
 
 @dataclass(frozen=True)
 class GenerationSettings:
@@ -47,8 +51,7 @@ class Generator:
     ):
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self.device = next(model.parameters()).device
-        # Twice that of scoring: a token that is only kept takes less memory than one that is computed.
-        self.token_budget = token_budget or 2 * TOKEN_BUDGET.get(self.device.type, TOKEN_BUDGET["cuda"])
+        self.token_budget = token_budget or KEPT_TOKENS.get(self.device.type, KEPT_TOKENS["cuda"])
         self.halved = False
         self.prefix_length = prefix_length(model)
         stop = tokenizer.encode(settings.eos_token, add_special_tokens=False)
