@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo install test lint format bench exact docs clean
+.PHONY: demo install test lint format bench exact docs wheel clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml constraints.txt
@@ -37,6 +37,11 @@ bench: $(STAMP)
 # The variable turns off the theme's notice of its successor, by its own switch.
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The wheel that `pip install` takes, and the sources that it is built from, in dist.
+wheel: $(STAMP)
+	$(BIN)/python -m pip install --quiet build
+	$(BIN)/python -m build --outdir dist
 
 clean:
 	rm -rf $(VENV) build dist

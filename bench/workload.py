@@ -96,8 +96,20 @@ def step_of(
     distribution: str = "gaussian",
     compiled: bool = False,
 ) -> Step:
-    """A step to measure; it has been run once, so kernels are compiled and probes verified."""
+    """A step of an OPT of that shape to measure; see `step_on`."""
     model = adapted(model_of(shape, dtype, device), method)
+    return step_on(model, examples=examples, probe=probe, distribution=distribution, compiled=compiled)
+
+
+def step_on(
+    model: torch.nn.Module,
+    *,
+    examples: int = 16,
+    probe: str = "auto",
+    distribution: str = "gaussian",
+    compiled: bool = False,
+) -> Step:
+    """A step of that model to measure; it has been run once, so kernels are compiled and probes verified."""
     vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     prompts = prompts_of(examples, vocabulary)
     rows = [Example(tuple(Row((*p, option), len(p)) for option in OPTIONS), 0) for p in prompts]

@@ -62,7 +62,7 @@ def to_words(spec: ArgumentSpec, value: Any) -> list[str]:
 
 def build_parser(own: Specs, trainers: Specs) -> argparse.ArgumentParser:
     """One parser of all arguments, grouped; only what was given reaches its namespace."""
-    parser = _Parser(
+    parser = Parser(
         prog="justforward",
         usage="justforward [--argument value ...]",
         description="Fine-tune and evaluate language models with forward passes only (MeZO).",
@@ -195,8 +195,11 @@ def _known_words(argv: Sequence[str], parser: argparse.ArgumentParser, specs: Sp
     return words
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Mistakes are ValueErrors, which the command line turns into one line and exit code 2."""
+
     def error(self, message: str) -> NoReturn:
+        """Raise it."""
         raise ValueError(message)
 
 

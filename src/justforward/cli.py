@@ -24,6 +24,8 @@ COMMANDS.lazy("layout", "justforward.layout:layout_command")
 COMMANDS.lazy("replay", "justforward.replay:replay_command")
 COMMANDS.lazy("task", "justforward.task_command:task_command")
 COMMANDS.lazy("report", "justforward.reporting:report_command")
+COMMANDS.lazy("plan", "justforward.plan:plan_command")
+COMMANDS.lazy("doctor", "justforward.doctor:doctor_command")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from justforward.models.loading import find_source
-from justforward.replay import Parser
-
-GB = 10**9
+from justforward import machine
+from justforward.argument_parser import Parser
+from justforward.machine import GIB
+from justforward.models.shape import parameter_count
 
 ACTIVATIONS = 1.25
 """Memory of a model's evaluation over that of its weights, for batches of the default token budget."""
 
-CONTEXT = 2 * GB
+CONTEXT = 2 * GIB
 """What a GPU's own context, kernels and allocator take."""
 
 
@@ -38,13 +36,7 @@ class Layout:
 
 def weight_bytes(model_name: str, dtype: str = "float16") -> int:
     """Bytes of a model's weights, from its config alone. Raises ValueError where there is none."""
-    try:
-        config = AutoConfig.from_pretrained(**find_source(model_name))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{model_name}: {' '.join(str(error).split())[:200]}") from error
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    return sum(p.numel() for p in model.parameters()) * getattr(torch, dtype).itemsize
+    return parameter_count(model_name) * getattr(torch, dtype).itemsize
 
 
 def choose_layout(weights: int, gpus: list[int], batch: int | None = None) -> Layout:
@@ -56,28 +48,20 @@ def choose_layout(weights: int, gpus: list[int], batch: int | None = None) -> La
         return Layout(1, f"{len(gpus)} GPU")
     need = int(weights * ACTIVATIONS) + CONTEXT
     if need > min(gpus):
-        return Layout(1, f"a copy needs about {need / GB:.0f} GB, the smallest GPU has {min(gpus) / GB:.0f}")
+        return Layout(1, f"a copy needs about {need / GIB:.0f} GiB, the smallest GPU has {min(gpus) / GIB:.0f}")
     processes = max(n for n in range(1, len(gpus) + 1) if batch is None or batch % n == 0)
-    return Layout(processes, f"a copy of about {need / GB:.0f} GB fits each of {len(gpus)} GPUs")
+    return Layout(processes, f"a copy of about {need / GIB:.0f} GiB fits each of {len(gpus)} GPUs")
 
 
 def layout_command(words: list[str]) -> None:
     """`justforward layout MODEL --batch 16 --dtype float16 --gpus 4x80`."""
-    parser: Any = Parser(prog="justforward layout", description="Copies of the model on each GPU, or one over all?")
+    parser = Parser(prog="justforward layout", description="Copies of the model on each GPU, or one over all?")
     parser.add_argument("model", help="model name or folder")
     parser.add_argument("--dtype", default="float16", choices=("float16", "bfloat16", "float32"), help="of the weights")
     parser.add_argument("--batch", type=int, help="examples per step, which processes share; default: any number")
-    parser.add_argument("--gpus", help="count and GB of each, such as 4x80; default: those that are visible")
+    parser.add_argument("--gpus", help="GPUs as COUNTxGIB, such as 4x80; default: those that are visible")
     given = parser.parse_args(words)
-    found = choose_layout(weight_bytes(given.model, given.dtype), _gpus(given.gpus), given.batch)
+    gpus = machine.read_gpus(given.gpus) if given.gpus else [gpu.memory for gpu in machine.gpus()]
+    found = choose_layout(weight_bytes(given.model, given.dtype), gpus, given.batch)
     print(f"justforward: {found.reason}", file=sys.stderr)
     print(found)
-
-
-def _gpus(given: str | None) -> list[int]:
-    if given is None:
-        return [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
-    count, _, size = given.partition("x")
-    if not (count.isdigit() and size.isdigit()):
-        raise ValueError(f"--gpus {given}: give a count and the GB of each, such as 4x80")
-    return [int(size) * GB] * int(count)

@@ -10,10 +10,10 @@ import dataclasses
 import logging
 import math
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
+from justforward.argument_parser import Parser
 from justforward.models.loading import LoadedModel
 from justforward.models.recipe import ModelRecipe
 from justforward.noise import DISTRIBUTIONS, NOISE_VERSION, ROUNDING_VERSION
@@ -152,14 +152,6 @@ def parse(command: str, words: list[str]) -> argparse.Namespace:
         parser.add_argument("--output", required=True, help="folder to save the model and its tokenizer to")
         parser.add_argument("--device", default="cpu", help="where to rebuild it (default: cpu)")
     return parser.parse_args(words)
-
-
-class Parser(argparse.ArgumentParser):
-    """Mistakes are ValueErrors, which the command line turns into one line and exit code 2."""
-
-    def error(self, message: str) -> Any:
-        """Raise it."""
-        raise ValueError(f"{self.prog}: {message}")
 
 
 CARD = """# A fine-tuned model as a trajectory log

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from justforward.argument_parser import _Parser
+from justforward.argument_parser import Parser
 from justforward.metrics import METRICS, Prediction
 from justforward.tasks import TASKS, Sample, Splits, Task, find_task, names
 
@@ -41,7 +41,7 @@ def task_command(words: list[str]) -> None:
 
 def parse(words: list[str]) -> argparse.Namespace:
     """The arguments of `justforward task`. Raises ValueError for what it does not take."""
-    parser = _Parser(prog="justforward task", description="The tasks, and what one makes of its rows.")
+    parser = Parser(prog="justforward task", description="The tasks, and what one makes of its rows.")
     commands = parser.add_subparsers(dest="what", required=True, metavar="list|check")
     commands.add_parser("list", help="list the tasks that --task_name takes")
     check = commands.add_parser("check", help="show prompts, answers and sizes of a task")

@@ -12,14 +12,14 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # A module may import its own layer and those above it in this list, nowhere else: not even inside a function.
 LAYERS = [
-    {"registry", "noise", "linear", "metrics", "tasks"},
+    {"registry", "noise", "linear", "metrics", "tasks", "machine"},
     {"optim", "prompts", "models"},
     {"scoring"},
-    {"objectives", "evaluation", "recording"},
+    {"objectives", "evaluation", "recording", "planning"},
     {"trainer", "trajectory_trainer", "probe", "results", "rewards", "interrupts", "resuming", "progress"},
     {"trainer_fields", "old_spellings", "argument_parser", "argument_checks", "arguments"},
     {"assembly"},
-    {"experiment", "replay", "layout", "task_command", "provenance", "reporting"},
+    {"experiment", "replay", "layout", "plan", "doctor", "task_command", "provenance", "reporting"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

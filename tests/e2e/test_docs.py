@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from support.golden import DATA, MODEL
 
-from justforward import old_spellings, replay, reporting, task_command, tasks
+from justforward import doctor, old_spellings, plan, replay, reporting, task_command, tasks
 from justforward.arguments import parse
 from justforward.cli import COMMANDS, main
 from justforward.metrics import METRICS
@@ -89,6 +89,9 @@ def check_arguments(words):
         shutil.copytree(ROOT / "examples", "examples", dirs_exist_ok=True)
     if words[0] == "report":
         reporting.parse(words[1:])
+        return
+    if words[0] in ("plan", "doctor"):
+        {"plan": plan, "doctor": doctor}[words[0]].parse(words[1:])
         return
     if "--data_dir" in words:
         Path(words[words.index("--data_dir") + 1]).mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ import pytest
 from support.golden import MODEL
 
 from justforward.cli import main
-from justforward.layout import GB, choose_layout, weight_bytes
+from justforward.layout import GIB, choose_layout, weight_bytes
 from justforward.models.loading import load
 
 
@@ -28,7 +28,7 @@ def test_bytes_are_those_of_the_loaded_model(dtype):
     ],
 )
 def test_copies_where_they_fit(weights, gpus, batch, expected):
-    assert str(choose_layout(weights * GB, [g * GB for g in gpus], batch)) == expected
+    assert str(choose_layout(weights * GIB, [g * GIB for g in gpus], batch)) == expected
 
 
 def test_command(capsys):
@@ -41,7 +41,7 @@ def test_command(capsys):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ([MODEL, "--gpus", "four"], "--gpus four: give a count and the GB of each"),
+        ([MODEL, "--gpus", "four"], "argument --gpus: expected COUNTxGIB, as in 4x80, got 'four'"),
         (["./nowhere"], "--model_name ./nowhere: no such file or folder"),
     ],
 )

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from justforward.argument_parser import _Parser
+from justforward.argument_parser import Parser
 from justforward.reporting import plots
 from justforward.reporting.charts import trainings
 from justforward.reporting.page import many, to_html
@@ -46,7 +46,7 @@ def report_command(words: list[str]) -> None:
 
 def parse(words: list[str]) -> argparse.Namespace:
     """The arguments of "report". Raises ValueError for what it does not take."""
-    parser = _Parser(
+    parser = Parser(
         prog="justforward report",
         description="Show any number of runs on one HTML page, beside the published numbers; and as Markdown, CSV and "
         "LaTeX.",

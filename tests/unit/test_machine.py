@@ -1,0 +1,32 @@
+"""What is read off the machine, and the short measurements."""
+
+import os
+
+import pytest
+import torch
+
+from justforward import machine
+
+
+def test_memory_is_that_of_the_system_or_of_the_container(tmp_path, monkeypatch):
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(machine, "LIMIT", limit)
+    assert machine.main_memory() == installed
+    for text, expected in (("max\n", installed), ("1048576\n", 1048576), (f"{2 * installed}\n", installed)):
+        limit.write_text(text)
+        assert machine.main_memory() == expected
+
+
+def test_resident_memory_grows_with_what_is_written():
+    before = machine.resident()
+    block = torch.ones(64 << 20, dtype=torch.uint8)
+    assert machine.resident() - before > 50 << 20
+    assert before > 50 << 20
+    assert block.numel() == 64 << 20
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rates_are_plausible(dtype):
+    assert 1e6 < machine.matmul_rate(dtype, width=64, seconds=0) < 1e16
+    assert 1e-13 < machine.noise_rate(dtype, seconds=0) < 1e-4
