@@ -21,6 +21,7 @@ COMMANDS: Registry[Callable[[list[str]], None]] = Registry("command")
 COMMANDS.lazy("run", "justforward.cli:run")
 COMMANDS.lazy("log", "justforward.replay:log_command")
 COMMANDS.lazy("layout", "justforward.layout:layout_command")
+COMMANDS.lazy("sweep", "justforward.sweep.command:sweep_command")
 COMMANDS.lazy("replay", "justforward.replay:replay_command")
 
 

@@ -16,10 +16,10 @@ LAYERS = [
     {"optim", "prompts", "models"},
     {"scoring"},
     {"objectives", "evaluation", "recording"},
-    {"trainer", "trajectory_trainer", "probe", "results", "rewards", "interrupts", "resuming"},
+    {"trainer", "trajectory_trainer", "probe", "auto", "results", "rewards", "interrupts", "resuming"},
     {"trainer_fields", "old_spellings", "argument_parser", "argument_checks", "arguments"},
     {"assembly"},
-    {"experiment", "replay", "layout"},
+    {"experiment", "replay", "layout", "sweep"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
