@@ -27,7 +27,7 @@ HEAVY = {"torch", "transformers", "accelerate", "peft"}
 # What works, or answers a mistake, without torch: parts (packages or single modules) of the package.
 LIGHT = [
     *["registry", "metrics", "tasks", "noise.reference", "trainer_fields", "old_spellings", "argument_parser"],
-    *["argument_checks", "cli"],
+    *["argument_checks", "cli", "auto.rules", "sweep.options"],
 ]
 MOST_LINES = 400
 

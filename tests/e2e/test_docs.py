@@ -15,6 +15,7 @@ from support.golden import DATA, MODEL
 from justforward import replay, tasks
 from justforward.arguments import parse
 from justforward.cli import main
+from justforward.sweep import options
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -66,6 +67,9 @@ def check_arguments(words):
         return
     if "--data_dir" in words:
         Path(words[words.index("--data_dir") + 1]).mkdir(exist_ok=True)
+    if words[0] == "sweep":
+        options.parse(words[1:])
+        return
     parse(words)
 
 
