@@ -51,6 +51,14 @@ def test_sizes_that_16_bit_weights_swallow_do_not_count():
     assert [rung.eps for rung in found.rungs] == [1e-3, 3e-3, 1e-2, 3e-2, 1e-1]
 
 
+def test_where_rounding_is_never_small_the_smallest_error_counts():
+    """As in bfloat16: sizes that are all noise agree with each other, and are not taken for it."""
+    found = propose_eps(ladder(slope=10, third=1e5, rounding=0.01))
+    assert not any(rung.agrees for rung in found.rungs)
+    assert 3e-3 <= found.eps <= 3e-2
+    assert "smallest error" in found.reason
+
+
 def test_sizes_that_break_the_model_do_not_count():
     broken = {eps: [math.nan] * 8 if eps > 1e-2 else v for eps, v in ladder(10, 0, 1e-7).items()}
     assert propose_eps(broken).eps == 1e-2

@@ -16,17 +16,14 @@ from dataclasses import dataclass
 LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 """The sizes that are tried."""
 
-BIAS = 0.1
-"""Largest third-order part of a projected gradient, relative to its root mean square."""
+ERROR = 0.1
+"""Largest third-order part of a projected gradient, and largest part of rounding, relative to its root mean square."""
 
 SAFETY = 0.5
 """Of the learning rate that decreases the loss most: curvature grows in training, and is measured along few z."""
 
 LEAST_SIGNAL = 0.1
 """Few directions and batches cannot tell a smaller share of signal from none."""
-
-FLUCTUATION = 3.0
-"""A mean of few squares of noise is at most so many times its expectation, 19 times in 20 for four of them."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class RateProposal:
 
 
 def propose_eps(differences: Mapping[float, Sequence[float]]) -> EpsProposal:
-    """The largest eps whose projected gradients agree with those of the next smaller one, up to rounding and BIAS.
+    """The largest eps whose projected gradients agree with those of the next smaller one, free of rounding.
 
     Args:
         differences: for each eps of a ladder the loss differences L(theta + eps z) - L(theta - eps z) along the same
@@ -87,7 +84,7 @@ def propose_eps(differences: Mapping[float, Sequence[float]]) -> EpsProposal:
         reason = "the largest at which the projected gradient agrees with that of the next smaller one"
     else:
         chosen = min(rungs[1:], key=lambda rung: rung.rounding + rung.bias)
-        reason = "no two sizes agree; this one has the smallest error"
+        reason = "no two sizes agree well; this one has the smallest error"
     reason += f": of {chosen.gradient:.3g}, {chosen.bias:.2g} is of third order and {chosen.rounding:.2g} rounding"
     return EpsProposal(chosen.eps, rounding, tuple(rungs), reason)
 
@@ -166,8 +163,7 @@ def _rung(differences: Mapping[float, Sequence[float]], usable: Sequence[float],
     # Of third order c eps^2, the difference of two sizes shows the part that the smaller one has not.
     bias = math.sqrt(max(0.0, moved - expected)) / (1 - (smaller / eps) ** 2)
     scale = math.sqrt(max(0.0, _rms(below) ** 2 - noise_below**2))
-    agrees = moved <= FLUCTUATION * expected or bias <= max(own_noise, BIAS * scale)
-    return Rung(eps, _rms(gradients), own_noise, bias, agrees)
+    return Rung(eps, _rms(gradients), own_noise, bias, max(bias, own_noise) <= ERROR * scale)
 
 
 def _signal(gradients: Sequence[Sequence[float]], batches_per_step: int) -> float:
