@@ -40,8 +40,8 @@ _SET_BY_SWEEP = {
 class SweepOptions:
     """What to search, and the job that every run is.
 
-    base: the job without learning rate, size of the probe, seed and output folder. own: which of its settings were
-    added here and are no part of the command that is shown at the end.
+    base: the job without learning rate, size of the probe, seed and output folder; only development samples count.
+    words: the same as a command line, as it was given.
     """
 
     trials: int
