@@ -6,7 +6,7 @@ on the model is checked where those are loaded; what `TrainingArguments` checks 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +72,23 @@ def check(job: JobArguments, training_kwargs: Mapping[str, Any]) -> None:
     )
     for broken, message in (rule for table in tables for rule in table):
         if broken:
+            raise ValueError(message)
+
+
+def check_auto(job: JobArguments, given: Mapping[str, Any], auto: Sequence[str]) -> None:
+    """Raise ValueError, one line, where the arguments named in `auto` cannot be measured before training."""
+    words = " and ".join(f"--{name} auto" for name in auto)
+    rules: list[Rule] = [
+        (job.trainer != "zo", f"{words} is measured with MeZO's probes: use it with --trainer zo, or give numbers"),
+        (job.non_diff, f"{words} measures slopes, and a metric (--non_diff) is a staircase: give numbers"),
+        (
+            "learning_rate" in auto and job.zo_shaping != "none",
+            f"--learning_rate auto is for losses, and --zo_shaping {job.zo_shaping} replaces them: give a number",
+        ),
+        (bool(given.get("fsdp")), f"{words} does not measure weights that processes share (--fsdp): give numbers"),
+    ]
+    for broken, message in rules:
+        if auto and broken:
             raise ValueError(message)
 
 

@@ -122,6 +122,8 @@ def _converter(spec: ArgumentSpec) -> Callable[[str], Any]:
             )
         if spec.optional and not spec.choices and word.lower() == "none" and (scalar or spec.types == {"str"}):
             return None
+        if scalar and spec.may_be_auto:
+            return "auto" if word == "auto" else _to_float(word, other=" or auto")
         if scalar:
             return scalar(word)
         if mapping:
@@ -147,13 +149,13 @@ def _to_int(word: str) -> int:
         raise argparse.ArgumentTypeError(f"expected an integer, got '{word}'") from None
 
 
-def _to_float(word: str) -> float:
+def _to_float(word: str, *, other: str = "") -> float:
     try:
         value = float(word)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"expected a finite number, got '{word}'")
+        raise argparse.ArgumentTypeError(f"expected a finite number{other}, got '{word}'")
     return value
 
 
@@ -247,6 +249,7 @@ def _metavar(spec: ArgumentSpec) -> str:
         word = "|".join(spec.choices)
     elif any(part.startswith("dict") for part in spec.types):
         word = "JSON"
+    word += "|auto" if spec.may_be_auto else ""
     return word + ("|none" if spec.optional and word in names.values() else "")
 
 

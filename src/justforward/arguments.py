@@ -11,12 +11,12 @@ interface that users' scripts rely on: they are frozen by tests/fixtures/cli.jso
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from justforward.argument_checks import check, name_task
+from justforward.argument_checks import check, check_auto, name_task
 from justforward.argument_parser import build_parser, read_words, to_words
-from justforward.trainer_fields import OUR_DEFAULTS, ArgumentSpec, trainer_specs
+from justforward.trainer_fields import AUTO, OUR_DEFAULTS, ArgumentSpec, trainer_specs
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -161,7 +161,8 @@ class JobArguments:
     zo_eps: float = _arg(
         MEZO,
         1e-3,
-        "Distance of the two probes from the weights: the loss is measured at theta + eps z and theta - eps z.",
+        "Distance of the two probes from the weights: the loss is measured at theta + eps z and theta - eps z. "
+        "auto: a probe of about 200 forward passes before training finds it.",
     )
     zo_samples: int = _arg(
         MEZO, 1, "Directions per step (n-SPSA): twice as many forward passes each, for a less noisy step."
@@ -307,12 +308,22 @@ class Parsed:
     """A checked command line.
 
     `training_kwargs` holds `output_dir` and whatever else of `TrainingArguments` was given; the rest keeps its
-    defaults there. `notes` are one-line remarks on old spellings, for the user to read.
+    defaults there. `notes` are one-line remarks on old spellings, for the user to read. `auto` names the arguments that
+    are to be measured before training; their values here are placeholders.
     """
 
     job: JobArguments
     training_kwargs: dict[str, Any]
     notes: tuple[str, ...] = ()
+    auto: tuple[str, ...] = ()
+
+    def with_values(self, values: Mapping[str, Any]) -> Parsed:
+        """These arguments with other values for some, which are then no longer "auto"."""
+        own = {spec.name for spec in job_specs()} & set(values)
+        job = dataclasses.replace(self.job, **{name: values[name] for name in own})
+        trainers = {name: value for name, value in values.items() if name not in own}
+        left = tuple(name for name in self.auto if name not in values)
+        return dataclasses.replace(self, job=job, training_kwargs={**self.training_kwargs, **trainers}, auto=left)
 
     def training(self, **overrides: Any) -> TrainingArguments:
         """Hugging Face's object, with `overrides` in place of what was given.
@@ -343,7 +354,7 @@ class Parsed:
         for spec in trainer_specs():
             if spec.name in self.training_kwargs and spec.name != "hub_token":
                 words += to_words(spec, self.training_kwargs[spec.name])
-        return words
+        return [*words, *(word for name in self.auto for word in (f"--{name}", "auto"))]
 
 
 def job_specs() -> tuple[ArgumentSpec, ...]:
@@ -376,7 +387,10 @@ def parse(argv: Sequence[str]) -> Parsed:
     name_task(own)
     if own.get("num_dev") == 0:
         own["num_dev"] = None
+    auto = tuple(name for name in AUTO if "auto" in (own.get(name), trainers.get(name)))
+    own, trainers = ({name: v for name, v in given.items() if name not in auto} for given in (own, trainers))
     job = JobArguments(**own)
     training_kwargs = {**OUR_DEFAULTS, **trainers}
     check(job, training_kwargs)
-    return Parsed(job, training_kwargs, tuple(notes))
+    check_auto(job, training_kwargs, auto)
+    return Parsed(job, training_kwargs, tuple(notes), auto)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import TrainingArguments
 
 from justforward.arguments import JobArguments
+from justforward.auto.measure import LossProbe, Proposal, batch_closures, propose
 from justforward.evaluation import Evaluator
 from justforward.models.loading import LoadedModel
 from justforward.models.recipe import ModelRecipe
 from justforward.models.tuning import TuningSettings, choose
-from justforward.objectives import OBJECTIVES, Objective
+from justforward.objectives import OBJECTIVES, Example, Objective
 from justforward.optim import CounterNoise
 from justforward.optim.offload import Offload, to_file
 from justforward.prompts import PromptEncoder
@@ -113,6 +115,24 @@ class Assembly:
         if self.job.train_as_classification:
             return OBJECTIVES.get("classification")()
         return OBJECTIVES.get("teacher_forcing")(only_option=self.job.only_train_option)
+
+    def propose(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        engine: ScoringEngine,
+        examples: Sequence[Example],
+        *,
+        names: Sequence[str],
+        examples_per_step: int,
+    ) -> Proposal:
+        """Measure what the arguments `names` should be, on batches of these examples."""
+        job, size = self.job, self.arguments.per_device_train_batch_size
+        model.eval()
+        probe = LossProbe(model, probe=job.zo_probe, noise=CounterNoise(job.zo_distribution), seed=self.arguments.seed)
+        closures = batch_closures(objective, engine, examples, size=size, seed=self.arguments.seed)
+        batches_per_step = max(1, examples_per_step // size)
+        return propose(probe, closures, names=names, batches_per_step=batches_per_step, samples=job.zo_samples)
 
     def mezo_settings(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """MeZO's arguments of the trainer; `record` is the job for the log."""

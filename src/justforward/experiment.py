@@ -8,15 +8,17 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from justforward.arguments import JobArguments, Parsed
 from justforward.assembly import Assembly
+from justforward.auto.settle import FILE_NAME as AUTO_FILE
+from justforward.auto.settle import settle
 from justforward.evaluation import Evaluator, Outcome
 from justforward.interrupts import InterruptedTraining, SaveOnInterrupt
 from justforward.models.loading import LoadedModel
@@ -38,18 +40,21 @@ from justforward.trainer import ObjectiveMeZOTrainer, ObjectiveTrainer, peak_mem
 logger = logging.getLogger(__name__)
 
 
-def run(parsed: Parsed) -> None:
-    """Run the job that the arguments describe. Raises ValueError, in one line, for what the user can mend."""
+def run(parsed: Parsed, callbacks: Sequence[TrainerCallback] = ()) -> None:
+    """Run the job that the arguments describe. Raises ValueError, in one line, for what the user can mend.
+
+    callbacks: for the Trainer, where the job trains.
+    """
     _log_to_stderr()
     quiet_without_terminal()
     try:
         with ranks_answer():
-            _run(parsed)
+            _run(parsed, callbacks)
     except (DivergenceError, RankError) as error:
         raise SystemExit(f"justforward: {error}") from error
 
 
-def _run(parsed: Parsed) -> None:
+def _run(parsed: Parsed, callbacks: Sequence[TrainerCallback]) -> None:
     job = parsed.job
     task = find_task(job.task_name, job.task_file)
     splits = task.load(job.data_dir)
@@ -62,7 +67,7 @@ def _run(parsed: Parsed) -> None:
         train_set_seed=job.train_set_seed,
         num_eval_samples=min(job.num_eval or len(splits.validation), len(splits.validation)),
     )
-    experiment = Experiment(parsed, task, splits, arguments)
+    experiment = Experiment(parsed, task, splits, arguments, callbacks=callbacks)
     if job.train_set_seed is None and job.num_train_sets is None:
         experiment.one_set_per_sample(sets)
         return
@@ -84,6 +89,9 @@ class Experiment:
     splits: Splits
     arguments: TrainingArguments
     loaded: LoadedModel | None = None
+    settled: Mapping[str, Any] | None = None
+    """What was measured in place of arguments that are "auto"."""
+    callbacks: Sequence[TrainerCallback] = ()
 
     @property
     def parts(self) -> Assembly:
@@ -159,6 +167,9 @@ class Experiment:
         train_set: int,
         folder: str | None,
     ) -> dict[str, Any]:
+        if self.parsed.auto:
+            settled = self._settled(loaded, evaluator, train, train_set, folder)
+            return settled._train(loaded, evaluator, train, dev, train_set, folder)
         objective = self.parts.objective(evaluator)
         arguments = self.arguments
         if folder is not None:
@@ -176,7 +187,7 @@ class Experiment:
             train_dataset=[objective.encode(evaluator.encoder, s) for s in train],
             eval_dataset=[objective.encode(evaluator.encoder, s) for s in dev],
             processing_class=loaded.tokenizer,
-            callbacks=[StopIfFinished(), *([SaveOnInterrupt()] if self.job.save_on_interrupt else [])],
+            callbacks=[StopIfFinished(), *([SaveOnInterrupt()] if self.job.save_on_interrupt else []), *self.callbacks],
             **more,
         )
         timer = show_progress(trainer)
@@ -199,9 +210,35 @@ class Experiment:
         if isinstance(trainer, ObjectiveMeZOTrainer) and trainer.log_path.exists() and arguments.process_index == 0:
             write_card(trainer.log_path.parent)
         facts = {"train_steps": trainer.state.global_step, **facts}
+        if self.settled is not None:
+            facts |= {**self.settled["values"], "auto": self.settled["reasons"]}
         if isinstance(trainer, ObjectiveMeZOTrainer) and trainer.mezo is not None:
             facts |= {"skipped_steps": trainer.mezo.skipped, "zero_steps": trainer.mezo.zero_steps}
         return facts
+
+    def _settled(
+        self, loaded: LoadedModel, evaluator: Evaluator, train: list[Sample], train_set: int, folder: str | None
+    ) -> Experiment:
+        """The experiment with numbers in place of "auto"."""
+        arguments, objective = self.arguments, self.parts.objective(evaluator)
+        place = Path(arguments.output_dir or ".") / (folder or "")
+        record = job_record(asdict(self.job), arguments, train_set=train_set)
+        settled = settle(
+            place,
+            record,
+            self.parsed.auto,
+            lambda: self.parts.propose(
+                loaded.model,
+                objective,
+                evaluator.engine,
+                [objective.encode(evaluator.encoder, s) for s in train],
+                names=self.parsed.auto,
+                examples_per_step=record["examples_per_step"],
+            ),
+            anew=self.job.overwrite_output_dir,
+        )
+        parsed = self.parsed.with_values(settled["values"])
+        return replace(self, parsed=parsed, arguments=_training(parsed), settled=settled)
 
     def _checkpoint(self, arguments: TrainingArguments, record: Mapping[str, Any]) -> str | None:
         """What to continue from; from here on the output folder says that it is this job's."""
@@ -214,6 +251,8 @@ class Experiment:
             )
         if arguments.should_save:
             write_record(folder, record)
+            if self.settled is not None:
+                write_json(folder / AUTO_FILE, self.settled)
         return checkpoint
 
     def _model(self) -> LoadedModel:

@@ -29,9 +29,12 @@ _OUR_HELP = {
         "Folder of a checkpoint to continue from; True: the last one in output_dir, whatever job made it; False: none. "
         "Not given: the last one in output_dir, if this job made it."
     ),
+    "learning_rate": "The initial learning rate; auto (with trainer zo): measured before training, see zo_eps.",
     "optim": "The optimizer of trainer regular; trainer zo brings its own.",
 }
 OUR_DEFAULTS = {"output_dir": "result/tmp"}
+AUTO = ("zo_eps", "learning_rate")
+"""Numbers in whose place the word "auto" may stand: a probe before training finds them."""
 _SENTENCE_END = re.compile(r"(?<!e\.g)(?<!i\.e)\. ")
 _SECTION = re.compile(r"# --- (.+) ---\s*$")
 
@@ -62,6 +65,11 @@ class ArgumentSpec:
     def optional(self) -> bool:
         """Whether None is a value of it."""
         return "None" in [part.strip() for part in self.annotation.split("|")]
+
+    @property
+    def may_be_auto(self) -> bool:
+        """Whether the word "auto" is a value of it."""
+        return self.name in AUTO
 
     @property
     def is_bool(self) -> bool:

@@ -16,10 +16,10 @@ LAYERS = [
     {"optim", "prompts", "models"},
     {"scoring"},
     {"objectives", "evaluation", "recording", "planning"},
-    {"trainer", "trajectory_trainer", "probe", "results", "rewards", "interrupts", "resuming", "progress"},
+    {"trainer", "trajectory_trainer", "probe", "auto", "results", "rewards", "interrupts", "resuming", "progress"},
     {"trainer_fields", "old_spellings", "argument_parser", "argument_checks", "arguments"},
     {"assembly"},
-    {"experiment", "replay", "layout", "plan", "doctor", "task_command", "provenance", "reporting"},
+    {"experiment", "replay", "layout", "plan", "doctor", "task_command", "provenance", "reporting", "sweep"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -27,7 +27,7 @@ HEAVY = {"torch", "transformers", "accelerate", "peft"}
 # What works, or answers a mistake, without torch: parts (packages or single modules) of the package.
 LIGHT = [
     *["registry", "metrics", "tasks", "noise.reference", "trainer_fields", "old_spellings", "argument_parser"],
-    *["argument_checks", "cli", "task_command", "results", "reporting"],
+    *["argument_checks", "cli", "task_command", "results", "reporting", "auto.rules", "sweep.options"],
 ]
 MOST_LINES = 400
 

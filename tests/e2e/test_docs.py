@@ -20,6 +20,7 @@ from justforward import doctor, old_spellings, plan, replay, reporting, task_com
 from justforward.arguments import parse
 from justforward.cli import COMMANDS, main
 from justforward.metrics import METRICS
+from justforward.sweep import options
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -95,6 +96,9 @@ def check_arguments(words):
         return
     if "--data_dir" in words:
         Path(words[words.index("--data_dir") + 1]).mkdir(parents=True, exist_ok=True)
+    if words[0] == "sweep":
+        options.parse(words[1:])
+        return
     parse(words)
 
 

@@ -1,0 +1,1 @@
+"""`justforward sweep`: a search for the learning rate and the size of the probe, on the development set."""

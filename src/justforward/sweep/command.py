@@ -1,0 +1,193 @@
+"""`justforward sweep`: settings are tried with one seed, the best of them with several; all is resumable.
+
+Optuna proposes the settings and stops poor runs (MedianPruner). Its study is a journal file; the runs lie in folders
+beside it that are named by their settings, so that a killed run goes on from its own log.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shlex
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from justforward.results import write_json
+from justforward.sweep.options import SweepOptions, parse
+from justforward.sweep.runs import Stopped, run
+
+logger = logging.getLogger(__name__)
+
+
+def sweep_command(words: list[str]) -> None:
+    """`justforward sweep --trials 12 --seeds 0,1,2 [run.py arguments]`."""
+    options = parse(words)
+    for note in options.base.notes:
+        logger.warning("%s", note)
+    study = _study(options)
+    _search(study, options)
+    finalists = _finalists(study, options)
+    if not finalists:
+        raise ValueError(
+            f"justforward sweep: all {options.trials} runs diverged or were stopped: lower --lr (now "
+            f"{options.lr[0]:g}:{options.lr[1]:g}), or give more --trials"
+        )
+    ranked = sorted((_all_seeds(values, options) for values in finalists), key=lambda row: row["loss"])
+    command = shlex.join(["justforward", *options.words, *_as_words(ranked[0]["values"])])
+    path = options.storage.with_suffix(".json")
+    trials = [{"state": t.state.name.lower(), "loss": t.value, **_settings(t)} for t in study.trials]
+    write_json(path, {**options.identity(), "seeds": list(options.seeds), "trials": trials, "best": ranked,
+                      "command": command})  # fmt: skip
+    print("\n".join([*_table(ranked), f"\n{path} has all of it. The best, by the mean loss:\n\n{command}"]))
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise ValueError("justforward sweep needs optuna: pip install 'justforward[sweep]'") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def _study(options: SweepOptions) -> Any:
+    """The study of the storage, new or continued."""
+    optuna = _optuna()
+    try:
+        options.storage.parent.mkdir(parents=True, exist_ok=True)
+        _drop_torn_line(options.storage)
+        backend = optuna.storages.journal.JournalFileBackend(str(options.storage))
+        study = optuna.create_study(
+            study_name="sweep",
+            storage=optuna.storages.JournalStorage(backend),
+            load_if_exists=True,
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
+        )
+    except OSError as error:
+        raise ValueError(f"--storage {options.storage}: {error.strerror}") from error
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"--storage {options.storage}: is no log of a sweep: give another --storage") from error
+    for name, value in options.identity().items():
+        if study.user_attrs.setdefault(name, value) != value:
+            raise ValueError(
+                f"--storage {options.storage}: holds a sweep with other {name} ({study.user_attrs[name]}): give "
+                "another --storage, or the same command"
+            )
+        study.set_user_attr(name, value)
+    # Seeded by how far the study is: a continued one must not propose what its beginning did.
+    study.sampler = optuna.samplers.TPESampler(seed=len(study.trials), n_startup_trials=min(5, options.trials))
+    return study
+
+
+def _drop_torn_line(path: Path) -> None:
+    """What a kill left of a line that was being written."""
+    if path.is_file():
+        data = path.read_bytes()
+        if not data.endswith(b"\n"):
+            path.write_bytes(data[: data.rfind(b"\n") + 1])
+
+
+def _grid(options: SweepOptions) -> list[float]:
+    """Learning rates evenly spaced on the logarithmic scale, as many as the trials allow for each size of the probe."""
+    low, high = options.lr
+    count = max(1, options.trials // len(options.eps))
+    if count == 1 or low == high:
+        return [float(f"{math.sqrt(low * high):.2e}")]
+    # Rounding must not lead out of the range.
+    return [min(max(low * (high / low) ** (i / (count - 1)), low), high) for i in range(count)]
+
+
+def _search(study: Any, options: SweepOptions) -> None:
+    """Make the trials that are missing, first those that were cut off."""
+    states = _optuna().trial.TrialState
+    for cut_off in study.get_trials(states=(states.RUNNING,)):
+        study.tell(cut_off.number, state=states.FAIL)
+        study.enqueue_trial(cut_off.params)
+    wanted = options.trials
+    if options.sampler == "grid":
+        points = [{"learning_rate": lr, "zo_eps": eps} for eps in options.eps for lr in _grid(options)]
+        wanted = len(points)
+        for point in points:
+            study.enqueue_trial(point, skip_if_exists=True)
+    done = len(study.get_trials(states=(states.COMPLETE, states.PRUNED)))
+    for _ in range(done, wanted):
+        trial = study.ask()
+        loss = _try(trial, options)
+        if loss is None:
+            study.tell(trial, state=states.PRUNED)
+        else:
+            study.tell(trial, loss)
+        found = "stopped" if loss is None else f"development loss {loss:.4f}"
+        logger.info("trial %d: %s: %s", trial.number, shlex.join(_as_words(_settings(trial))), found)
+
+
+def _try(trial: Any, options: SweepOptions) -> float | None:
+    """The development loss of a trial's settings with the first seed; None where they are poor or diverge."""
+    trial.suggest_float("learning_rate", *options.lr, log=True)
+    trial.suggest_categorical("zo_eps", options.eps)
+    values = _settings(trial)
+
+    def poor(loss: float, step: int) -> bool:
+        trial.report(loss, step)
+        return trial.should_prune()
+
+    try:
+        loss = _evaluation(values, options.seeds[0], options, poor)["loss"]
+    except Stopped:
+        return None
+    return loss if math.isfinite(loss) else None
+
+
+def _settings(trial: Any) -> dict[str, float]:
+    """The values of a trial by argument, without digits that nobody could tell apart."""
+    return {name: float(f"{value:.3g}") for name, value in trial.params.items()}
+
+
+def _finalists(study: Any, options: SweepOptions) -> list[dict[str, float]]:
+    """The best settings with the first seed, each once."""
+    complete = sorted((t for t in study.trials if t.state.name == "COMPLETE"), key=lambda t: t.value)
+    different = {tuple(sorted(_settings(t).items())): _settings(t) for t in complete}
+    return list(different.values())[: options.best]
+
+
+def _evaluation(values: Mapping[str, float], seed: int, options: SweepOptions, report: Any) -> dict[str, Any]:
+    name = "-".join([*(f"{name}-{value!r}" for name, value in sorted(values.items())), f"seed-{seed}"])
+    found = run(options.base, values, seed, options.storage.with_suffix("") / name, report)
+    if found.diverged:
+        return {"loss": math.inf}
+    return found.final(best=bool(options.base.training_kwargs.get("load_best_model_at_end")))
+
+
+def _all_seeds(values: Mapping[str, float], options: SweepOptions) -> dict[str, Any]:
+    """Mean and spread over all seeds, for one setting."""
+    found = [_evaluation(values, seed, options, lambda loss, step: False) for seed in options.seeds]
+    row: dict[str, Any] = {"values": dict(values), "losses": [entry["loss"] for entry in found]}
+    row |= {"loss": statistics.fmean(row["losses"]), "loss_spread": _spread(row["losses"])}
+    if all("accuracy" in entry for entry in found):
+        accuracies = [entry["accuracy"] for entry in found]
+        row |= {"accuracy": statistics.fmean(accuracies), "accuracy_spread": _spread(accuracies)}
+    return row
+
+
+def _spread(values: list[float]) -> float:
+    """Standard deviation; 0 for one value."""
+    return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else 0.0
+
+
+def _as_words(values: Mapping[str, float]) -> list[str]:
+    return [word for name, value in sorted(values.items()) for word in (f"--{name}", f"{value!r}")]
+
+
+def _table(ranked: list[dict[str, Any]]) -> list[str]:
+    lines = [f"{'learning_rate':>13}  {'zo_eps':>8}  development loss    accuracy"]
+    for row in ranked:
+        values = row["values"]
+        line = (
+            f"{values['learning_rate']:>13.3g}  {values['zo_eps']:>8g}  {row['loss']:.4f} +- {row['loss_spread']:.4f}"
+        )
+        if "accuracy" in row:
+            line += f"    {row['accuracy']:.3f} +- {row['accuracy_spread']:.3f}"
+        lines.append(line)
+    return lines
