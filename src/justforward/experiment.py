@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainingArguments
 
+from justforward.argument_checks import check_reporters
 from justforward.arguments import JobArguments, Parsed
 from justforward.assembly import Assembly
 from justforward.auto.settle import FILE_NAME as AUTO_FILE
@@ -31,7 +33,15 @@ from justforward.progress import quiet_without_terminal, show_progress
 from justforward.provenance import run_facts
 from justforward.replay import write_card
 from justforward.results import result_name, write_json, write_jsonl
-from justforward.resuming import AlreadyTrained, StopIfFinished, find_checkpoint, job_record, share_log, write_record
+from justforward.resuming import (
+    AlreadyTrained,
+    StopIfFinished,
+    claimed,
+    find_checkpoint,
+    job_record,
+    share_log,
+    write_record,
+)
 from justforward.tasks import Sample, Splits, Task, find_task
 from justforward.tasks.from_file import pinned
 from justforward.tasks.sampling import TrainSet, eval_indices, train_sets
@@ -59,6 +69,9 @@ def _run(parsed: Parsed, callbacks: Sequence[TrainerCallback]) -> None:
     task = find_task(job.task_name, job.task_file)
     splits = task.load(job.data_dir)
     arguments = _training(parsed)
+    trains = job.trainer != "none"
+    if trains and arguments.process_index == 0:
+        check_reporters(arguments.report_to)
     sets = train_sets(
         len(splits.train),
         num_train=job.num_train,
@@ -71,13 +84,14 @@ def _run(parsed: Parsed, callbacks: Sequence[TrainerCallback]) -> None:
     if job.train_set_seed is None and job.num_train_sets is None:
         experiment.one_set_per_sample(sets)
         return
-    for i, train_set in enumerate(sets):
-        folder = f"trainset{train_set.seed}" if len(sets) > 1 else None
-        try:
-            experiment.one_set(train_set, folder=folder, last=i + 1 == len(sets))
-        except InterruptedTraining as stopped:
-            logger.info("%s; the same command continues from there", stopped)
-            return
+    with claimed(Path(arguments.output_dir or ".")) if trains and arguments.should_save else nullcontext():
+        for i, train_set in enumerate(sets):
+            folder = f"trainset{train_set.seed}" if len(sets) > 1 else None
+            try:
+                experiment.one_set(train_set, folder=folder, last=i + 1 == len(sets))
+            except InterruptedTraining as stopped:
+                logger.info("%s; the same command continues from there", stopped)
+                return
 
 
 @dataclass
@@ -222,7 +236,7 @@ class Experiment:
         """The experiment with numbers in place of "auto"."""
         arguments, objective = self.arguments, self.parts.objective(evaluator)
         place = Path(arguments.output_dir or ".") / (folder or "")
-        record = job_record(asdict(self.job), arguments, train_set=train_set)
+        record = job_record(pinned(asdict(self.job), self.task, self.splits), arguments, train_set=train_set)
         settled = settle(
             place,
             record,

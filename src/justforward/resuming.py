@@ -6,14 +6,16 @@ trains, so that no job ever continues the checkpoint of another.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from justforward.optim.ranks import Ranks, gathered
@@ -36,6 +38,9 @@ class StopIfFinished(TrainerCallback):
         if state.global_step >= state.max_steps > 0:
             raise AlreadyTrained
 
+
+LOCK = ".justforward.lock"
+"""In the output folder: locked while a job trains there."""
 
 RECORD = "justforward_job.json"
 """In the output folder: the arguments that its checkpoints depend on."""
@@ -91,6 +96,28 @@ def share_log(folder: Path) -> None:
             temporary.replace(path)
 
 
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold the output folder for this process: two that write to it would tear each other's log.
+
+    The system lets go of the lock of a process that dies. Raises ValueError where another process holds the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"--output_dir {folder}: another process trains there now: wait for it, or give another folder"
+        ) from None
+    except NotImplementedError:
+        logger.info("%s lies on a file system without locks: see that no other job writes there", folder)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def find_checkpoint(folder: Path, record: Mapping[str, Any], *, given: str | None, overwrite: bool) -> str | None:
     """The checkpoint to continue from, or None to start anew.
 
@@ -118,17 +145,19 @@ def find_checkpoint(folder: Path, record: Mapping[str, Any], *, given: str | Non
         put_aside(log)
     if log.is_file() and len(read(log).steps) > (int(last.rsplit("-", 1)[1]) if last else 0):
         last = str(log)  # MeZO's log of every step, which a kill does not shorten
-    if given is not None:
-        if given.lower() == "true" and last is None:
-            raise ValueError(f"--resume_from_checkpoint {given}: there is no complete checkpoint in {folder}")
-        return last if given.lower() == "true" else None
-    if last is not None and (differing := _differing(folder, record)):
+    if given is not None and given.lower() == "false":
+        return None
+    if given is not None and last is None:
+        raise ValueError(f"--resume_from_checkpoint {given}: there is no complete checkpoint in {folder}")
+    differing = [] if last is None else _differing(folder, record)
+    # A log pins its job: other settings would not continue it.
+    if differing and (given is None or last == str(log)):
+        other = "" if last == str(log) else ", or --resume_from_checkpoint True to continue them all the same"
         raise ValueError(
             f"--output_dir {folder} holds checkpoints of another job (it differs in {', '.join(differing)}): give "
-            "another --output_dir, or --overwrite_output_dir to delete them, or --resume_from_checkpoint True to "
-            "continue them all the same"
+            f"another --output_dir, or --overwrite_output_dir to delete them{other}"
         )
-    if last is not None:
+    if last is not None and given is None:
         logger.info("continuing from %s (--overwrite_output_dir starts anew)", last)
     return last
 

@@ -1,5 +1,6 @@
 """Jobs that a signal stops, and that go on to the very weights of a run in one piece."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from justforward import experiment
 from justforward.cli import main
 from justforward.interrupts import SIGNALS, SaveOnInterrupt
+from justforward.resuming import claimed
 
 ROOT = Path(__file__).parents[2]
 # fmt: off
@@ -165,6 +167,37 @@ def test_resume_as_asked(capsys):
     assert run([*elsewhere, "--resume_from_checkpoint", "out/checkpoint-2"]) == 0
     assert run([*words, "--resume_from_checkpoint", "False"]) == 0
     assert_same("out", "elsewhere")
+
+
+def test_a_log_is_not_continued_with_other_settings(capsys):
+    words = [*COMMON, *WAYS["full"]]
+    assert run(words, (2, signal.SIGINT)) == 0
+    assert run(words) == 0
+    assert run([*words, "--max_steps", "12", "--resume_from_checkpoint", "True"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.endswith(
+        "(it differs in max_steps): give another --output_dir, or --overwrite_output_dir to delete them"
+    )
+    assert checkpoints() == ["checkpoint-2"]
+
+
+def test_one_job_at_a_time_in_a_folder(capsys):
+    words = [*COMMON, *WAYS["full"]]
+    with claimed(Path("out")):
+        assert run(words) == 2
+    assert "--output_dir out: another process trains there now" in capsys.readouterr().err
+    assert run(words) == 0
+
+
+@pytest.mark.parametrize(("name", "reason"), [("tensorboard", "requires tensorboard"), ("abacus", "is not supported")])
+def test_reports_that_cannot_be_made(name, reason, capsys):
+    if importlib.util.find_spec(name) is not None:
+        pytest.skip(f"{name} is installed here")
+    assert run([*COMMON, *WAYS["full"], "--report_to", name]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"justforward: error: argument --report_to: {name}: ")
+    assert reason in line
+    assert not Path("out").exists()
 
 
 def test_a_checkpoint_cut_short_is_passed_over(capsys):

@@ -19,8 +19,8 @@ LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 ERROR = 0.1
 """Largest third-order part of a projected gradient, and largest part of rounding, relative to its root mean square."""
 
-SAFETY = 0.5
-"""Of the learning rate that decreases the loss most: curvature grows in training, and is measured along few z."""
+SAFETY = 1 / 3
+"""E[g^2 z^T H z] is up to three times E[g^2] E[z^T H z]: so much where H has rank 1 and the gradient lies along it."""
 
 LEAST_SIGNAL = 0.1
 """Few directions and batches cannot tell a smaller share of signal from none."""
@@ -122,8 +122,8 @@ def propose_rate(
     rate = float(f"{SAFETY * samples * signal / curvature:.1e}")
     directions = "" if samples == 1 else f" x {samples} directions"
     reason = (
-        f"{SAFETY:g}{directions} x {signal:.2f} (the share of signal in a step's projected gradient) / {curvature:.3g} "
-        f"(curvature along z; its mean is {_mean(by_direction):.3g}, its spread {spread:.2g})"
+        f"{SAFETY:.2g}{directions} x {signal:.2f} (the share of signal in a step's projected gradient) / "
+        f"{curvature:.3g} (curvature along z; its mean is {_mean(by_direction):.3g}, its spread {spread:.2g})"
     )
     noise = curvature_rounding / math.sqrt(len(curvatures[0]))
     if curvature < 2 * noise:

@@ -8,8 +8,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from justforward.argument_parser import Parser
 from justforward.arguments import JobArguments, Parsed
 from justforward.arguments import parse as parse_job
 
@@ -57,14 +58,6 @@ class SweepOptions:
     def identity(self) -> dict[str, Any]:
         """What a continued sweep must have in common with its beginning, JSON values."""
         return {"arguments": list(self.words), "lr": list(self.lr), "eps": list(self.eps), "seed": self.seeds[0]}
-
-
-class Parser(argparse.ArgumentParser):
-    """Mistakes are ValueErrors."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise it."""
-        raise ValueError(f"{self.prog}: {message}")
 
 
 def parse(words: Sequence[str]) -> SweepOptions:
