@@ -36,6 +36,7 @@ from justforward.results import result_name, write_json, write_jsonl
 from justforward.resuming import (
     AlreadyTrained,
     StopIfFinished,
+    agreed,
     claimed,
     find_checkpoint,
     job_record,
@@ -263,6 +264,7 @@ class Experiment:
             checkpoint = find_checkpoint(
                 folder, record, given=arguments.resume_from_checkpoint, overwrite=self.job.overwrite_output_dir
             )
+        checkpoint = agreed(checkpoint, folder)
         if arguments.should_save:
             write_record(folder, record)
             if self.settled is not None:

@@ -162,6 +162,16 @@ def find_checkpoint(folder: Path, record: Mapping[str, Any], *, given: str | Non
     return last
 
 
+def agreed(checkpoint: str | None, folder: Path) -> str | None:
+    """What all ranks continue from, given what each has found; none goes on before all have looked.
+
+    A log is continued by all or by none: from it they make the same exchanges, which a checkpoint that only some see
+    (of a folder of their own, or made by a faster rank meanwhile) would not ask of them.
+    """
+    log = str(folder / FILE_NAME)
+    return log if log in gathered(checkpoint) else checkpoint
+
+
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Say in the output folder whose checkpoints it will hold."""
     write_json(folder / RECORD, record)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from justforward.optim import CounterNoise, MeZO
 from justforward.optim.ranks import RankError, Ranks, gathered
 from justforward.optim.shards import shard
+from justforward.resuming import agreed
 from support.families import tiny
 
 STEPS = 20
@@ -57,6 +59,15 @@ def trajectory(samples: str = "1", groups: str = "1", out: str = "") -> None:
     grads = train(model, optimizer(model, check_every=5, **settings))
     if Ranks.current().rank == 0:
         torch.save({"grads": grads, "weights": whole(model)}, out)
+
+
+def continued(folder: str) -> None:
+    """One rank has found the log, the other a checkpoint of its last step."""
+    found = [f"{folder}/trajectory.log", f"{folder}/checkpoint-5"]
+    own = found[Ranks.current().rank]
+    assert agreed(own, Path(folder)) == found[0]
+    assert agreed(None, Path(folder)) is None
+    assert agreed(found[1], Path(folder)) == found[1]
 
 
 def sharded(family: str = "llama") -> None:
