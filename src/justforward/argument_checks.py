@@ -92,17 +92,6 @@ def check_auto(job: JobArguments, given: Mapping[str, Any], auto: Sequence[str])
             raise ValueError(message)
 
 
-def check_reporters(names: Sequence[str]) -> None:
-    """Raise ValueError for a --report_to that is unknown or whose package is missing, before anything is loaded."""
-    from transformers.integrations import get_reporting_integration_callbacks
-
-    for name in names:
-        try:
-            get_reporting_integration_callbacks([name])[0]()
-        except (ValueError, RuntimeError, ImportError) as error:
-            raise ValueError(f"argument --report_to: {name}: {' '.join(str(error).split())}") from error
-
-
 def name_task(own: dict[str, Any]) -> None:
     """Where a task file is given, its task's own name is the task_name. Raises ValueError for another one beside it."""
     if own.get("task_file") is None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from justforward.arguments import JobArguments
 from justforward.auto.measure import LossProbe, Proposal, batch_closures, propose
@@ -152,3 +153,12 @@ class Assembly:
             "run_facts": {"recipe": self.recipe().to_json(), "job": dict(record)},
             "reload_base": lambda: dict(self._load("cpu").model.named_parameters()),
         }
+
+
+def check_reporters(names: Sequence[str]) -> None:
+    """Raise ValueError for a --report_to that is unknown or whose package is missing, before anything is loaded."""
+    for name in names:
+        try:
+            get_reporting_integration_callbacks([name])[0]()
+        except (ValueError, RuntimeError, ImportError) as error:
+            raise ValueError(f"argument --report_to: {name}: {' '.join(str(error).split())}") from error

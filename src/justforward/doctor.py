@@ -33,6 +33,8 @@ FOR = {
     "quant": "8-bit weights (--load_int8)",
     "bench": "the peer in the benchmarks",
     "plots": "the plots of justforward report",
+    "sweep": "justforward sweep",
+    "docs": "make docs",
     "dev": "tests and lint",
 }
 """What each optional extra is for."""

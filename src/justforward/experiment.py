@@ -16,9 +16,8 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainingArguments
 
-from justforward.argument_checks import check_reporters
 from justforward.arguments import JobArguments, Parsed
-from justforward.assembly import Assembly
+from justforward.assembly import Assembly, check_reporters
 from justforward.auto.settle import FILE_NAME as AUTO_FILE
 from justforward.auto.settle import settle
 from justforward.evaluation import Evaluator, Outcome
@@ -72,7 +71,7 @@ def _run(parsed: Parsed, callbacks: Sequence[TrainerCallback]) -> None:
     arguments = _training(parsed)
     trains = job.trainer != "none"
     if trains and arguments.process_index == 0:
-        check_reporters(arguments.report_to)
+        check_reporters(list(arguments.report_to or []))
     sets = train_sets(
         len(splits.train),
         num_train=job.num_train,

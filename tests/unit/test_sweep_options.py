@@ -19,7 +19,7 @@ WRONG = [
     ([*JOB, "--eval_strategy", "no"], "justforward sweep: compares runs by their evaluations"),
     ([*JOB, "--trials", "0"], "justforward sweep: --trials and --best must be at least 1"),
     ([*JOB, "--trials", "many"], "argument --trials: invalid int value: 'many'"),
-    ([*JOB, "--sampler", "random"], "justforward sweep: argument --sampler: invalid choice: 'random'"),
+    ([*JOB, "--sampler", "random"], "argument --sampler: invalid choice: 'random'"),
     ([*JOB, "--seeds", "0,0"], "justforward sweep: --seeds 0,0: give different seeds below 2**32, such as 0,1,2"),
     ([*JOB, "--seeds", "a"], "justforward sweep: --seeds a: give different seeds"),
     ([*JOB, "--lr", "1e-6:1e-7"], "justforward sweep: --lr 1e-6:1e-7: the lowest comes first, such as 1e-7:1e-6"),
