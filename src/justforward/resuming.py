@@ -7,6 +7,7 @@ trains, so that no job ever continues the checkpoint of another.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -15,7 +16,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from justforward.optim.ranks import Ranks, gathered
@@ -38,9 +38,6 @@ class StopIfFinished(TrainerCallback):
         if state.global_step >= state.max_steps > 0:
             raise AlreadyTrained
 
-
-LOCK = ".justforward.lock"
-"""In the output folder: locked while a job trains there."""
 
 RECORD = "justforward_job.json"
 """In the output folder: the arguments that its checkpoints depend on."""
@@ -103,19 +100,20 @@ def claimed(folder: Path) -> Iterator[None]:
     The system lets go of the lock of a process that dies. Raises ValueError where another process holds the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
         raise ValueError(
             f"--output_dir {folder}: another process trains there now: wait for it, or give another folder"
         ) from None
-    except NotImplementedError:
+    except OSError:
         logger.info("%s lies on a file system without locks: see that no other job writes there", folder)
     try:
         yield
     finally:
-        lock.release()
+        os.close(handle)
 
 
 def find_checkpoint(folder: Path, record: Mapping[str, Any], *, given: str | None, overwrite: bool) -> str | None:
