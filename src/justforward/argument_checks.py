@@ -334,6 +334,10 @@ def _placement(job: JobArguments, given: Mapping[str, Any]) -> list[Rule]:
             "out --prefix_tuning, --non_diff and --merge_lora, or --fsdp",
         ),
         (
+            zo and bool(given.get("save_on_each_node")) and bool(given.get("load_best_model_at_end")),
+            "--save_on_each_node does not share which checkpoint is the best: leave out --load_best_model_at_end",
+        ),
+        (
             zo and shared and job.zo_probe not in ("auto", "copy"),
             f"--zo_probe {job.zo_probe} takes no weights that processes share: leave it out, or --fsdp",
         ),

@@ -56,7 +56,7 @@ class Assembly:
         if job.zo_offload == "disk":
             to_file(loaded.model, arguments.output_dir or ".")
         if job.zo_offload == "cpu" or arguments.device.type != "cpu":
-            Offload(loaded.model, arguments.device)
+            Offload(loaded.model, arguments.device, pinned=job.zo_offload == "cpu")
         return loaded
 
     def _load(self, device: torch.device | str) -> LoadedModel:

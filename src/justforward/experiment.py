@@ -39,6 +39,7 @@ from justforward.resuming import (
     claimed,
     find_checkpoint,
     job_record,
+    relaunched,
     share_log,
     write_record,
 )
@@ -249,7 +250,7 @@ class Experiment:
                 names=self.parsed.auto,
                 examples_per_step=record["examples_per_step"],
             ),
-            anew=self.job.overwrite_output_dir,
+            anew=self.job.overwrite_output_dir and not relaunched(place),
         )
         parsed = self.parsed.with_values(settled["values"])
         return replace(self, parsed=parsed, arguments=_training(parsed), settled=settled)
@@ -258,12 +259,14 @@ class Experiment:
         """What to continue from; from here on the output folder says that it is this job's."""
         folder = Path(arguments.output_dir or ".")
         if arguments.save_on_each_node:
-            share_log(folder)
-        with arguments.main_process_first(local=arguments.save_on_each_node):
-            checkpoint = find_checkpoint(
-                folder, record, given=arguments.resume_from_checkpoint, overwrite=self.job.overwrite_output_dir
-            )
-        checkpoint = agreed(checkpoint, folder)
+            share_log(folder, record)
+
+        def look() -> str | None:
+            with arguments.main_process_first(local=arguments.save_on_each_node):
+                overwrite = self.job.overwrite_output_dir
+                return find_checkpoint(folder, record, given=arguments.resume_from_checkpoint, overwrite=overwrite)
+
+        checkpoint = agreed(look, folder)
         if arguments.should_save:
             write_record(folder, record)
             if self.settled is not None:

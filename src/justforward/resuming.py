@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from justforward.optim.ranks import Ranks, gathered
 from justforward.optim.trajectory import FILE_NAME, read
 from justforward.results import write_json
-from justforward.trajectory_trainer import put_aside
+from justforward.trajectory_trainer import MARK, put_aside
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,9 @@ class StopIfFinished(TrainerCallback):
 
 RECORD = "justforward_job.json"
 """In the output folder: the arguments that its checkpoints depend on."""
+
+LAUNCH = "launch"
+"""In the record, beside the arguments: torchrun's name for all starts and restarts of one command."""
 
 # Own arguments that do not change the weights. The two on train sets do, and are recorded as the one set drawn.
 _WITHOUT_EFFECT = (
@@ -75,18 +78,26 @@ def job_record(own: Mapping[str, Any], arguments: TrainingArguments, *, train_se
     return json.loads(json.dumps({**own, "train_set": train_set, **trainers}, default=str))
 
 
-def share_log(folder: Path) -> None:
-    """Give every machine the longest log that any has: for folders that ranks do not share.
+def share_log(folder: Path, record: Mapping[str, Any]) -> None:
+    """Give every machine the longest log that any has of this job: for folders that ranks do not share.
 
-    A machine that joins late, or has lost its disk, then goes on from where the others are.
+    A machine that joins late, or has lost its disk, then goes on from where the others are. Raises ValueError, on every
+    rank, where a machine's folder holds checkpoints of another job.
     """
-    files = [folder / name for name in (FILE_NAME, RECORD)]
+    files = [folder / RECORD, folder / FILE_NAME]  # the record first: a log without one would be another job's
+    differing = _differing(folder, record)
+    foreign = bool(differing) and any(_complete(folder))
+    if any(found := gathered(_refusal(folder, differing) if foreign else None)):
+        raise ValueError(next(text for text in found if text))
     own = [path.read_bytes() if path.is_file() else b"" for path in files]
-    sizes = gathered(len(own[0]))
+    size = 0 if differing else len(own[1])
+    sizes = gathered(size)
     longest = max(range(len(sizes)), key=sizes.__getitem__)
     shared = gathered(own if Ranks.current().rank == longest else None)[longest]
-    if len(own[0]) < sizes[longest]:
+    if size < sizes[longest]:
         folder.mkdir(parents=True, exist_ok=True)
+        if differing and own[1]:
+            put_aside(files[1])
         for path, data in zip(files, shared, strict=True):
             temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
             temporary.write_bytes(data)
@@ -126,67 +137,119 @@ def find_checkpoint(folder: Path, record: Mapping[str, Any], *, given: str | Non
             "False" for none; None leaves it to the record.
         overwrite: delete the folder's checkpoints.
 
-    Raises ValueError, in one line, for checkpoints of another job, and where there is none to continue.
+    What was asked for is done once: processes that torchrun has started again go on. Raises ValueError, in one line,
+    for checkpoints of another job, and where there is none to continue.
     """
     log = folder / FILE_NAME
+    if relaunched(folder):
+        overwrite, given = False, None if given in ("False", "false") else given
     if overwrite:
         for checkpoint in _checkpoints(folder):
             shutil.rmtree(checkpoint)
         log.unlink(missing_ok=True)
-    if given is not None and given.lower() not in ("true", "false"):
-        if not _is_complete(Path(given)):
+    found = _complete(folder)
+    last = str(found[-1]) if found else None
+    differing = _differing(folder, record)
+    if given is not None and given.lower() != "true":
+        path = None if given.lower() == "false" else Path(given)
+        if path is not None and not _is_complete(path):
             raise ValueError(f"--resume_from_checkpoint {given}: no such folder, or no complete checkpoint in it")
-        return given
-    found = [str(path) for path in _checkpoints(folder) if _is_complete(path)]
-    last = found[-1] if found else None
-    if log.is_file() and given is None and not found and _differing(folder, record):
+        # They would count as this job's from here on.
+        if found and differing and (path is None or path.parent.resolve() != folder.resolve()):
+            raise ValueError(_refusal(folder, differing))
+        return None if path is None else given
+    if log.is_file() and given is None and not found and differing:
         put_aside(log)
-    if log.is_file() and len(read(log).steps) > (int(last.rsplit("-", 1)[1]) if last else 0):
+    if log.is_file() and len(read(log).steps) > (_step(found[-1]) if found else 0):
         last = str(log)  # MeZO's log of every step, which a kill does not shorten
-    if given is not None and given.lower() == "false":
-        return None
     if given is not None and last is None:
         raise ValueError(f"--resume_from_checkpoint {given}: there is no complete checkpoint in {folder}")
-    differing = [] if last is None else _differing(folder, record)
     # A log pins its job: other settings would not continue it.
-    if differing and (given is None or last == str(log)):
+    if last is not None and differing and (given is None or last == str(log)):
         other = "" if last == str(log) else ", or --resume_from_checkpoint True to continue them all the same"
-        raise ValueError(
-            f"--output_dir {folder} holds checkpoints of another job (it differs in {', '.join(differing)}): give "
-            f"another --output_dir, or --overwrite_output_dir to delete them{other}"
-        )
+        raise ValueError(_refusal(folder, differing) + other)
     if last is not None and given is None:
         logger.info("continuing from %s (--overwrite_output_dir starts anew)", last)
     return last
 
 
-def agreed(checkpoint: str | None, folder: Path) -> str | None:
-    """What all ranks continue from, given what each has found; none goes on before all have looked.
+def agreed(look: Callable[[], str | None], folder: Path) -> str | None:
+    """What all ranks continue from, given what each finds by `look`; none goes on before all have looked.
 
     A log is continued by all or by none: from it they make the same exchanges, which a checkpoint that only some see
-    (of a folder of their own, or made by a faster rank meanwhile) would not ask of them.
+    (of a folder of their own, or made by a faster rank meanwhile) would not ask of them. Raises ValueError, on every
+    rank, for what `look` raises on any, and where they would continue different checkpoints.
     """
-    log = str(folder / FILE_NAME)
-    return log if log in gathered(checkpoint) else checkpoint
+    own, mistake, log = None, None, folder / FILE_NAME
+    try:
+        own = look()
+    except ValueError as error:
+        mistake = str(error)
+    paths, mistakes, logs = zip(*gathered((own, mistake, log.is_file())), strict=True)
+    if any(mistakes):
+        raise ValueError(next(text for text in mistakes if text))
+    from_log = str(log) in paths
+    if not all(logs) if from_log else len({path and Path(path).name for path in paths}) > 1:
+        raise ValueError(
+            f"--output_dir {folder}: not all machines have what is to be continued: give a folder that they share, or "
+            "--save_on_each_node"
+        )
+    return str(log) if from_log else own
+
+
+def relaunched(folder: Path) -> bool:
+    """Whether torchrun has started this process again, or for more machines, in a launch that began in this folder."""
+    launch, restarts = _launch(), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    # "none" is what torchrun calls a launch that was given no name.
+    return bool(launch) and _recorded(folder).get(LAUNCH) == launch and (restarts > 0 or launch != "none")
+
+
+def _launch() -> str:
+    return os.environ.get("TORCHELASTIC_RUN_ID", "")
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Say in the output folder whose checkpoints it will hold."""
-    write_json(folder / RECORD, record)
+    write_json(folder / RECORD, {**record, LAUNCH: _launch()})
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def _differing(folder: Path, record: Mapping[str, Any]) -> list[str]:
-    try:
-        old = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """The arguments in which the folder's job is another; a reason where it is unknown."""
+    old = _recorded(folder)
+    if not old:
         return [f"an unknown way, {RECORD} is missing"]
-    return [name for name in {**old, **record} if old.get(name) != record.get(name)]
+    return [name for name in {**old, **record} if name != LAUNCH and old.get(name) != record.get(name)]
+
+
+def _refusal(folder: Path, differing: Sequence[str]) -> str:
+    return (
+        f"--output_dir {folder} holds checkpoints of another job (it differs in {', '.join(differing)}): give "
+        "another --output_dir, or --overwrite_output_dir to delete them"
+    )
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def _checkpoints(folder: Path) -> list[Path]:
     """Checkpoints by their step, complete or not."""
     found = [p for p in folder.glob("checkpoint-*") if p.is_dir() and p.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")))
+    return sorted(found, key=_step)
+
+
+def _complete(folder: Path) -> list[Path]:
+    """Complete checkpoints by their step, without marks of steps that the log does not have."""
+    log = folder / FILE_NAME
+    steps = len(read(log).steps) if log.is_file() else 0
+    return [p for p in _checkpoints(folder) if _is_complete(p) and not ((p / MARK).exists() and _step(p) > steps)]
 
 
 def _is_complete(checkpoint: Path) -> bool:

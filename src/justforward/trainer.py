@@ -223,6 +223,10 @@ class ObjectiveMixin(_Base):
 
     def __init__(self, *args: Any, objective: Objective, engine: ScoringEngine, **kwargs: Any):
         self.objective, self.engine = objective, engine
+        arguments = kwargs.get("args") or (args[1] if len(args) > 1 else None)
+        if arguments is not None and arguments.ddp_broadcast_buffers is None:
+            # It would be done at every forward, and ranks do not make equally many. Nothing here changes buffers.
+            arguments.ddp_broadcast_buffers = False
         super().__init__(*args, data_collator=collate, compute_metrics=_accuracy, **kwargs)
         self.model_accepts_loss_kwargs = False
         if engine.prefix_length and self.args.world_size > 1 and not isinstance(self, MeZOMixin):

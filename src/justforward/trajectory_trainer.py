@@ -147,6 +147,8 @@ class TrajectoryMixin(_Base):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As the Trainer's; a checkpoint without weights gets its mark instead."""
+        if _internal_call and self._log.writer is not None:
+            self._log.writer.sync()  # before the checkpoint: a loss of power must not leave a mark ahead of its log
         if _internal_call and self.save_trajectory and output_dir is not None:
             if self.args.should_save:
                 Path(output_dir).mkdir(parents=True, exist_ok=True)
@@ -230,10 +232,6 @@ class _LogCallback(TrainerCallback):
                 logger.warning("%s; going on from the checkpoint without a log", error)
                 return
             trainer.mezo.trajectory = self.writer
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.writer is not None:
-            self.writer.sync()
 
     def close(self) -> None:
         """Close the log, whether training has ended or failed."""

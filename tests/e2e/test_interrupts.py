@@ -165,7 +165,9 @@ def test_resume_as_asked(capsys):
     assert "--resume_from_checkpoint out/checkpoint-3: no such folder" in capsys.readouterr().err
     elsewhere = [*words, "--output_dir", "elsewhere"]
     assert run([*elsewhere, "--resume_from_checkpoint", "out/checkpoint-2"]) == 0
-    assert run([*words, "--resume_from_checkpoint", "False"]) == 0
+    assert run([*words, "--resume_from_checkpoint", "False"]) == 2  # a kill would leave another job's as its own
+    assert "holds checkpoints of another job (it differs in max_steps)" in capsys.readouterr().err
+    assert run([*words, "--resume_from_checkpoint", "False", "--overwrite_output_dir"]) == 0
     assert_same("out", "elsewhere")
 
 

@@ -38,8 +38,9 @@ def test_the_trajectory_does_not_depend_on_the_number_of_ranks(tmp_path, count, 
         assert torch.allclose(weight, many["weights"][name], atol=1e-5)
 
 
-def test_ranks_continue_the_same_log():
-    together(2, "continued", "out")
+def test_ranks_continue_the_same_log(tmp_path):
+    (tmp_path / "trajectory.log").touch()
+    together(2, "continued", str(tmp_path))
 
 
 def test_sharded_weights_are_those_of_replicas():

@@ -63,11 +63,20 @@ def trajectory(samples: str = "1", groups: str = "1", out: str = "") -> None:
 
 def continued(folder: str) -> None:
     """One rank has found the log, the other a checkpoint of its last step."""
+    where, rank = Path(folder), Ranks.current().rank
     found = [f"{folder}/trajectory.log", f"{folder}/checkpoint-5"]
-    own = found[Ranks.current().rank]
-    assert agreed(own, Path(folder)) == found[0]
-    assert agreed(None, Path(folder)) is None
-    assert agreed(found[1], Path(folder)) == found[1]
+    assert agreed(lambda: found[rank], where) == found[0]
+    assert agreed(lambda: None, where) is None
+    assert agreed(lambda: found[1], where) == found[1]
+    with pytest.raises(ValueError, match="not all machines have what is to be continued"):
+        agreed(lambda: [None, found[1]][rank], where)
+
+    def look() -> None:
+        if rank == 1:
+            raise ValueError("of rank 1")
+
+    with pytest.raises(ValueError, match="of rank 1"):
+        agreed(look, where)
 
 
 def sharded(family: str = "llama") -> None:

@@ -30,7 +30,8 @@ def settle(
         anew: measure in any case.
     """
     job = {name: value for name, value in record.items() if name not in names}
-    recorded = gathered(None if anew else _recorded(folder, job, names))[0]
+    found = gathered(None if anew else _recorded(folder, job, names))
+    recorded = next((entry for entry in found if entry is not None), None)  # a machine that joined late has none
     if recorded is not None:
         logger.info("%s, as measured before", ", ".join(f"--{n} {v:g}" for n, v in recorded["values"].items()))
         return recorded

@@ -50,29 +50,36 @@ class Offload:
     """Makes a model on the host compute on `device`.
 
     Args:
-        model: on the host; its parameters stay there (in pinned memory, for a GPU), its buffers move to the device.
+        model: on the host; its parameters stay there, its buffers move to the device.
         device: where to compute. "cpu" copies all the same, which emulates a device.
+        pinned: copy the parameters to pinned memory, for a GPU. False leaves them where they are, as in a mapped file.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device | str):
+    def __init__(self, model: nn.Module, device: torch.device | str, *, pinned: bool = True):
         self.device = torch.device(device)
         self.following: dict[nn.Module, nn.Module] = {}
         self.fetched: dict[nn.Module, tuple[dict[str, Tensor], Any]] = {}
         self.resident: dict[nn.Module, dict[str, Tensor]] = {}
         self.last: nn.Module | None = None
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        if self.stream is not None:
+        if self.stream is not None and pinned:
             for p in model.parameters():
                 p.data = p.data.pin_memory()
         for _, buffer in model.named_buffers():
             buffer.data = buffer.data.to(self.device)
-        model.register_forward_pre_hook(self._begin, prepend=True)
+        # An adapter's model may be called without its wrapper, and be generated from.
+        for root in {model, getattr(model, "get_base_model", lambda: model)()}:
+            root.register_forward_pre_hook(self._begin, prepend=True)
+            root.register_forward_hook(self._begin, always_call=True)
         for module in model.modules():
             if next(module.parameters(recurse=False), None) is not None:
                 module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True)
                 module.register_forward_hook(self._leave, always_call=True)
 
     def _begin(self, *_: Any) -> None:
+        """Forget what was fetched, at both ends of a forward: between two of them weights change."""
+        if self.stream is not None:
+            self.stream.synchronize()  # and none changes while it is still being copied
         self.fetched.clear()
         self.last = None
 

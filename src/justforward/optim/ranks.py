@@ -129,9 +129,9 @@ def ranks_answer() -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, RankError) or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
-        reason = " ".join(str(error).split())[-160:]
+        rank, reason = os.environ.get("RANK", "0"), " ".join(str(error).split())[-160:]
         raise RankError(
-            f"rank {dist.get_rank()}: another rank is gone, cut off or slower than --ddp_timeout ({reason}): give the "
+            f"rank {rank}: another rank is gone, cut off or slower than --ddp_timeout ({reason}): give the "
             "same command again and the run goes on from its log (torchrun --max_restarts does so by itself)"
         ) from error
 
@@ -170,8 +170,13 @@ def _agreed(store: Store, rank: int, size: int, timeout: timedelta) -> str:
     theirs is among them.
     """
     own, patience = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
+    missing = f"rank {rank}: not all of {size} ranks have started within --ddp_timeout"
     store.set(f"name {rank}", own)
     while time.monotonic() < patience:
+        try:
+            store.wait([f"name {r}" for r in range(size)] if rank == 0 else ["names"])
+        except dist.DistError as error:
+            raise RankError(missing) from error
         if rank == 0:
             read = [store.get(f"name {r}").decode() for r in range(size)]
             store.set("names", " ".join(read))
@@ -183,7 +188,7 @@ def _agreed(store: Store, rank: int, size: int, timeout: timedelta) -> str:
                 store.set(f"{names[0]} {rank}", "confirmed")
                 return names[0]
         time.sleep(0.02)
-    raise RankError(f"rank {rank}: not all of {size} ranks have started within --ddp_timeout")
+    raise RankError(missing)
 
 
 def _device() -> torch.device:

@@ -66,6 +66,7 @@ class ShardedProbe:
     name = "sharded"
 
     def __init__(self, model: nn.Module, parameters: Sequence[tuple[str, Tensor]]):
+        self.model = model
         self.units = _units(model, {id(p): name for name, p in parameters})
 
     def losses(self, direction: Any, closure: Any, paired: Any = None) -> tuple[Any, Any]:
@@ -78,7 +79,7 @@ class ShardedProbe:
         try:
             for (module, names), backup in zip(self.units, backups, strict=True):
                 part = direction.only(names)
-                before = functools.partial(_perturb, part, sign, backup)
+                before = functools.partial(_perturb, part, sign, backup, module is not self.model)
                 after = functools.partial(_restore, part, backup)
                 hooks.append(module.register_forward_pre_hook(before, prepend=True))
                 hooks.append(module.register_forward_hook(after, always_call=True))
@@ -90,12 +91,15 @@ class ShardedProbe:
                 _restore(direction.only(names), backup)
 
 
-def _perturb(part: Any, sign: float, backup: dict[str, Tensor], module: nn.Module, *_: Any) -> None:
+def _perturb(part: Any, sign: float, backup: dict[str, Tensor], inner: bool, module: nn.Module, *_: Any) -> None:
     if isinstance(module, FSDPModule):
         module.reshard()
     for name, p in part.parameters:
         backup[name] = _local(p).clone()
     part.add_(sign)
+    if inner and isinstance(module, FSDPModule):
+        # FSDP's own gathering, right after this, reads the weights on a stream that waits for nothing made here.
+        module.unshard()
 
 
 def _restore(part: Any, backup: dict[str, Tensor], *_: Any) -> None:

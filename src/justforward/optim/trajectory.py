@@ -13,6 +13,7 @@ One direction per step makes 4 bytes a step: 80 kB for 20,000 steps.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -179,7 +180,9 @@ class TrajectoryWriter:
 
     def append(self, values: Sequence[float]) -> None:
         """Add the next step's projected gradients, rounded by `quantize`; one write, whole or not at all."""
-        self._file.write(self.layout.record(self.steps, values))
+        record = self.layout.record(self.steps, values)
+        if self._file.write(record) != len(record):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
         self.steps += 1
 
     def sync(self) -> None:

@@ -23,6 +23,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
 from justforward.linear import ScoredLinear, install
+from justforward.optim.shards import is_sharded
 from justforward.prompts import Row
 from justforward.scoring.plan import Forward, Plan, make_plan
 
@@ -176,7 +177,12 @@ class ScoringEngine:
         try:
             return self._forward(forward, *arguments)
         except Exception as error:
-            if self.halved or len(forward.input_ids) < 2 or not should_reduce_batch_size(error):
+            if not should_reduce_batch_size(error):
+                raise
+            if is_sharded(self.caller):  # all ranks must make equally many passes
+                logger.error("out of memory on a rank of a shared model: give a smaller batch, or more GPUs")
+                raise
+            if self.halved or len(forward.input_ids) < 2:
                 raise
         self.halved, self.token_budget = True, max(1, self.token_budget // 2)
         logger.warning(

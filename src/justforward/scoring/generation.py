@@ -13,6 +13,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 from transformers import GenerationConfig, StaticCache
 
+from justforward.optim.shards import is_sharded
 from justforward.scoring.engine import TOKEN_BUDGET, prefix_length
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class Generator:
         try:
             return self._generate(prompts)
         except Exception as error:
-            if self.halved or len(prompts) < 2 or not should_reduce_batch_size(error):
+            if self.halved or len(prompts) < 2 or is_sharded(self.model) or not should_reduce_batch_size(error):
                 raise
         self.halved, self.token_budget = True, max(1, self.token_budget // 2)
         logger.warning("out of memory generating from %d prompts at once: they are taken in halves", len(prompts))
