@@ -11,7 +11,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from justforward.old_spellings import IGNORED, REMOVED, RENAMED, TRANSLATED, merge_fsdp_config
@@ -60,12 +60,17 @@ def to_words(spec: ArgumentSpec, value: Any) -> list[str]:
     return [f"--{spec.name}={text}"] if text.startswith("-") else [f"--{spec.name}", text]
 
 
-def build_parser(own: Specs, trainers: Specs) -> argparse.ArgumentParser:
-    """One parser of all arguments, grouped; only what was given reaches its namespace."""
+def build_parser(own: Specs, trainers: Specs, commands: Mapping[str, str] | None = None) -> argparse.ArgumentParser:
+    """One parser of all arguments, grouped; only what was given reaches its namespace.
+
+    commands: what each command does, by name, for the help page.
+    """
+    listed = "".join(f"\n  {name:8} {text}" for name, text in (commands or {}).items())
     parser = Parser(
         prog="justforward",
-        usage="justforward [--argument value ...]",
-        description="Fine-tune and evaluate language models with forward passes only (MeZO).",
+        usage="justforward [COMMAND] [--argument value ...]",
+        description="Fine-tune and evaluate language models with forward passes only (MeZO)."
+        + (f"\n\ncommands, each with a --help of its own:{listed}\n\nThe arguments of run:" if listed else ""),
         epilog=_EXAMPLES,
         formatter_class=_Formatter,
         allow_abbrev=False,

@@ -373,9 +373,9 @@ def job_specs() -> tuple[ArgumentSpec, ...]:
     )
 
 
-def help_page() -> str:
-    """The text of `--help`, wrapped to the terminal."""
-    return build_parser(job_specs(), trainer_specs()).format_help()
+def help_page(commands: Mapping[str, str]) -> str:
+    """The text of `--help`, wrapped to the terminal. `commands`: what each does, by name."""
+    return build_parser(job_specs(), trainer_specs(), commands).format_help()
 
 
 def parse(argv: Sequence[str]) -> Parsed:

@@ -16,17 +16,31 @@ from pathlib import Path
 
 from justforward.registry import Registry
 
-# A first word without dashes picks one; none of them means "run".
 COMMANDS: Registry[Callable[[list[str]], None]] = Registry("command")
-COMMANDS.lazy("run", "justforward.cli:run")
-COMMANDS.lazy("log", "justforward.replay:log_command")
-COMMANDS.lazy("layout", "justforward.layout:layout_command")
-COMMANDS.lazy("sweep", "justforward.sweep.command:sweep_command")
-COMMANDS.lazy("replay", "justforward.replay:replay_command")
-COMMANDS.lazy("task", "justforward.task_command:task_command")
-COMMANDS.lazy("report", "justforward.reporting:report_command")
-COMMANDS.lazy("plan", "justforward.plan:plan_command")
-COMMANDS.lazy("doctor", "justforward.doctor:doctor_command")
+# A first word without dashes picks one; none of them means "run".
+DESCRIPTIONS = {
+    "run": "evaluate a model, or train it and evaluate it; this word may be left out",
+    "sweep": "search the learning rate and the size of MeZO's probe",
+    "report": "show many runs on one page",
+    "plan": "tell what memory and time a model needs, from its configuration alone",
+    "task": "list the tasks, or check one of your own",
+    "log": "describe a run's log",
+    "replay": "rebuild the model of any step from a run's log",
+    "layout": "tell whether GPUs each get a copy of a model or share one",
+    "doctor": "examine the environment",
+}
+for _name, _target in {
+    "run": "justforward.cli:run",
+    "sweep": "justforward.sweep.command:sweep_command",
+    "report": "justforward.reporting:report_command",
+    "plan": "justforward.plan:plan_command",
+    "task": "justforward.task_command:task_command",
+    "log": "justforward.replay:log_command",
+    "replay": "justforward.replay:replay_command",
+    "layout": "justforward.layout:layout_command",
+    "doctor": "justforward.doctor:doctor_command",
+}.items():
+    COMMANDS.lazy(_name, _target)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(library).setLevel(logging.ERROR)
     try:
         command = words.pop(0) if words and not words[0].startswith("-") else "run"
+        command, words = ("run", ["--help"]) if command == "help" else (command, words)
         COMMANDS.get(command)(words)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has gone, as `head` does
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+        return 141
     except KeyboardInterrupt:
         print("justforward: interrupted", file=sys.stderr)
         return 130
@@ -44,6 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("JUSTFORWARD_TRACEBACK"):
             raise
         print(f"justforward: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if os.environ.get("JUSTFORWARD_TRACEBACK"):
+            raise
+        where = "" if error.filename is None else f"{error.filename}: "
+        what = f"{where}{error.strerror or error} (JUSTFORWARD_TRACEBACK=1 shows where)"
+        print(f"justforward: error: {what}", file=sys.stderr)
         return 2
     return 0
 
@@ -56,7 +82,7 @@ def run(words: list[str]) -> None:
     from justforward import arguments
 
     if "--help" in words or "-h" in words:
-        print(arguments.help_page(), end="")
+        print(arguments.help_page(DESCRIPTIONS), end="")
         return
     parsed = arguments.parse(words)
     for note in parsed.notes:

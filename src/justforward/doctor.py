@@ -84,6 +84,7 @@ def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
         name = check.__name__.removeprefix("_")
         package = error.name if isinstance(error, ModuleNotFoundError) else None
         mend = f"pip install {package or '--force-reinstall justforward'}"
+        mend = mend if isinstance(error, ImportError) else "no fault that is known: report it"
         yield Finding(name, "check", _said(error), "broken", mend)
 
 
@@ -266,7 +267,7 @@ def _hub() -> Iterator[Finding]:
             yield Finding("hub", address, "reached")
     except urllib.error.HTTPError as error:
         yield Finding("hub", address, f"reached (status {error.code})")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         yield Finding("hub", address, f"not reached: {' '.join(str(error).split())}", "missing", mend)
 
 

@@ -34,9 +34,9 @@ class Layout:
         return f"data{self.processes}" if self.processes > 1 else "spread"
 
 
-def weight_bytes(model_name: str, dtype: str = "float16") -> int:
+def weight_bytes(model_name: str, dtype: str = "float16", *, trust_remote_code: bool = False) -> int:
     """Bytes of a model's weights, from its config alone. Raises ValueError where there is none."""
-    return parameter_count(model_name) * getattr(torch, dtype).itemsize
+    return parameter_count(model_name, trust_remote_code=trust_remote_code) * getattr(torch, dtype).itemsize
 
 
 def choose_layout(weights: int, gpus: list[int], batch: int | None = None) -> Layout:
@@ -60,8 +60,13 @@ def layout_command(words: list[str]) -> None:
     parser.add_argument("--dtype", default="float16", choices=("float16", "bfloat16", "float32"), help="of the weights")
     parser.add_argument("--batch", type=int, help="examples per step, which processes share; default: any number")
     parser.add_argument("--gpus", help="GPUs as COUNTxGIB, such as 4x80; default: those that are visible")
+    parser.add_argument("--trust_remote_code", action="store_true", help="let a repository run its own Python code")
     given = parser.parse_args(words)
+    if given.batch is not None and given.batch < 1:
+        raise ValueError(f"argument --batch: must be at least 1, got {given.batch}")
     gpus = machine.read_gpus(given.gpus) if given.gpus else [gpu.memory for gpu in machine.gpus()]
-    found = choose_layout(weight_bytes(given.model, given.dtype), gpus, given.batch)
+    found = choose_layout(
+        weight_bytes(given.model, given.dtype, trust_remote_code=given.trust_remote_code), gpus, given.batch
+    )
     print(f"justforward: {found.reason}", file=sys.stderr)
     print(found)

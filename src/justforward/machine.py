@@ -41,7 +41,7 @@ def gpus() -> list[Gpu]:
 
 def read_gpus(text: str) -> list[int]:
     """Bytes of each GPU of "4x80": four of 80 GiB. Raises ValueError for other texts."""
-    if not re.fullmatch(r"[1-9]\d*x\d+(\.\d+)?", text):
+    if not re.fullmatch(r"[1-9]\d{0,4}x\d{1,7}(\.\d+)?", text):
         raise ValueError(f"argument --gpus: expected COUNTxGIB, as in 4x80, got '{text}'")
     count, size = text.split("x")
     return [int(float(size) * GIB)] * int(count)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import shlex
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -25,7 +26,7 @@ from justforward.optim.trajectory import Layout
 from justforward.planning import Load, Memory
 from justforward.prompts import Row
 from justforward.scoring import ScoringEngine
-from justforward.tasks import get_task
+from justforward.tasks import find_task
 
 DTYPES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
@@ -100,15 +101,18 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16, help="samples per step (default: 16)")
     parser.add_argument("--tokens", type=int, default=256, help="tokens per sample (default: 256)")
     parser.add_argument("--demonstrations", type=int, default=32, help="of in-context learning (default: 32)")
-    parser.add_argument("--task", default="SST2", help="the task (default: SST2)")
+    parser.add_argument("--task_name", "--task", help="the task (default: SST2)")
+    parser.add_argument("--task_file", help="a task of your own, in place of --task_name")
     parser.add_argument("--tflops", type=float, help="speed to compute times with; default: measured here")
     parser.add_argument("--trust_remote_code", action="store_true", help="let a repository run its own Python code")
     parser.add_argument("--json", action="store_true", help="print JSON, in bytes and seconds")
     given = parser.parse_args(words)
-    get_task(given.task)
+    if given.task_name and given.task_file:
+        raise ValueError("--task_name and --task_file exclude each other")
+    given.task = find_task(given.task_name or "SST2", given.task_file)
     for name in ("memory", "batch", "tokens", "demonstrations", "tflops"):
-        if (value := getattr(given, name)) is not None and not value > 0:
-            raise ValueError(f"argument --{name}: must be above 0, got {value:g}")
+        if (value := getattr(given, name)) is not None and not 0 < value < math.inf:
+            raise ValueError(f"argument --{name}: must be a finite number above 0, got {value:g}")
     given.gpus = given.gpus and machine.read_gpus(given.gpus)
     if given.gpus and given.memory:
         raise ValueError("--gpus and --memory exclude each other: a job runs on GPUs or in main memory")
@@ -134,7 +138,7 @@ def find_load(given: argparse.Namespace, shape: ModelShape, target: Target) -> L
     return Load(
         rows=given.batch,
         tokens=given.tokens,
-        scored=1 if get_task(given.task).words else min(TEXT_TOKENS, given.tokens),
+        scored=1 if given.task.words else min(TEXT_TOKENS, given.tokens),
         width=DTYPES[given.dtype],
         device=target.device,
         demonstrations=given.demonstrations,
@@ -206,7 +210,7 @@ class Planner:
         """Zero-shot, and with demonstrations: a set for each sample, or one for all."""
         shape, load, shots = self.shape, self.load, planning.with_demonstrations(self.load)
         count = f" --num_train {load.demonstrations}" if load.demonstrations != Load.demonstrations else ""
-        if get_task(self.given.task).generation:
+        if self.given.task.generation:
             plain, shown, shared = planning.generation(shape, load), planning.generation(shape, shots), None
         else:
             plain, shown = planning.zero_shot(shape, load), planning.zero_shot(shape, shots)
@@ -242,7 +246,7 @@ class Planner:
     def backpropagation(self, name: str, method: str, settings: dict[str, str]) -> Job:
         """A step of fine-tuning; long samples are fed a few at a time."""
         shape, load = self.shape, self.load
-        fed = replace(load, rows=min(load.rows, AT_A_TIME.get(self.given.task.split("__")[0], load.rows)))
+        fed = replace(load, rows=min(load.rows, AT_A_TIME.get(self.given.task.name.split("__")[0], load.rows)))
         memory = replace(planning.backpropagation(shape, fed, method), overhead=self.overheads[0])
         seconds = self.seconds(planning.backpropagation_flops(shape, load, method))
         if method == "full" and self.target.count > 1:
@@ -258,9 +262,11 @@ class Planner:
     def script(self, name: str, words: str = "", **settings: str) -> str:
         """The line for a shell that runs a job as planned."""
         given = self.given
-        variables = {"MODEL": given.model, "TASK": given.task, **settings}
+        variables = {"MODEL": given.model, "TASK": given.task.name, **settings}
         if name != "icl.sh":
             variables["BS"] = str(given.batch)
+        if given.task_file:
+            words += f" --task_file {shlex.quote(given.task_file)}"
         if not name.startswith("finetune") and given.dtype != "float16":
             words += " --load_float16 False" + " --load_bfloat16" * (given.dtype == "bfloat16")
         return " ".join([*(f"{key}={shlex.quote(value)}" for key, value in variables.items()), f"bash {name}{words}"])
@@ -287,12 +293,13 @@ def as_table(planner: Planner) -> list[str]:
     size = Layout(1, 0).record_size
     return [
         f"{given.model}: {planner.shape.parameters:,} weights in {planner.shape.layers} blocks, {given.dtype}",
-        f"{given.task}, batches of {load.rows} samples of {load.tokens} tokens, up to {load.budget} tokens a pass",
+        f"{given.task.name}, batches of {load.rows} samples of {load.tokens} tokens, up to {load.budget} tokens a pass",
         f"to fit {_describe(planner.target)}; {_speed(given, planner.rates)}",
         "",
         *_lines(planner, jobs),
         "",
         f"A MeZO run logs {size} bytes per step: {size * STEPS / 1000:.0f} kB for {STEPS:,} steps.",
+        "In a checkout, whose scripts these are:",
         *(f"{job.name}:  {job.command}" for job in jobs),
     ]
 

@@ -11,6 +11,7 @@ import logging
 import math
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from justforward.argument_parser import Parser
@@ -135,6 +136,8 @@ def log_command(words: list[str]) -> None:
 def replay_command(words: list[str]) -> None:
     """`justforward replay LOG --model BASE --to STEP --output DIR`."""
     given = parse("replay", words)
+    if given.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"argument --device: {given.device} is not here: torch sees no GPU")
     loaded = replay(given.log, model_name=given.model, to=given.to, device=given.device, quiet=False)
     loaded.model.save_pretrained(given.output)
     loaded.tokenizer.save_pretrained(given.output)
@@ -147,7 +150,7 @@ def parse(command: str, words: list[str]) -> argparse.Namespace:
     parser = Parser(prog=f"justforward {command}", description=what[command])
     parser.add_argument("log", help="a trajectory log, or the output folder that holds it")
     if command == "replay":
-        parser.add_argument("--model", help="the base model; default: as the log names it")
+        parser.add_argument("--model", "--model_name", help="the base model; default: as the log names it")
         parser.add_argument("--to", type=int, help="number of steps to apply; default: all")
         parser.add_argument("--output", required=True, help="folder to save the model and its tokenizer to")
         parser.add_argument("--device", default="cpu", help="where to rebuild it (default: cpu)")

@@ -66,10 +66,33 @@ def test_runs_that_diverge_are_not_fatal(capsys):
     assert all(json.loads(p.read_text())["diverged"] for p in Path("s").glob("*/evaluations.json"))
 
 
-def test_a_file_of_another_kind_is_no_storage(capsys):
-    Path("s.log").write_text("hello\n")
+@pytest.mark.parametrize("text", ["hello\n", "notes without an end", "1\n2\n", '{"a": 1}\n', "[]"])
+def test_a_file_of_another_kind_is_no_storage(text, capsys):
+    Path("s.log").write_text(text)
     assert main(SWEEP) == 2
     assert "--storage s.log: is no log of a sweep" in capsys.readouterr().err
+    assert Path("s.log").read_text() == text
+
+
+def test_runs_of_another_job_do_not_count():
+    grid = [*SWEEP, "--sampler", "grid"]
+    assert main(grid) == 0
+    Path("s.log").unlink()
+    other = [*grid, "--max_steps", "8"]
+    assert main(other) == 0
+    here = json.loads(Path("s.json").read_text())["trials"]
+    assert main([*other, "--storage", "fresh.log"]) == 0
+    assert here == json.loads(Path("fresh.json").read_text())["trials"]
+
+
+def test_a_finer_grid_is_tried_whole(capsys):
+    assert main([*SWEEP, "--sampler", "grid"]) == 0
+    assert main([*SWEEP, "--sampler", "grid", "--trials", "4"]) == 0
+    trials = json.loads(Path("s.json").read_text())["trials"]
+    assert len(trials) == 4  # both ends are there already
+    assert {t["state"] for t in trials} <= {"complete", "pruned"}
+    assert main(SWEEP) == 2
+    assert "holds a sweep with other sampler" in capsys.readouterr().err
 
 
 def test_auto_is_resolved_once_and_resumed(capsys):

@@ -217,10 +217,11 @@ def test_every_argument_has_a_help_of_its_own():
 
 def test_help_shows_every_argument(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    page = help_page()
+    page = help_page({"sweep": "search"})
     for spec in (*job_specs(), *trainer_specs()):
         assert f"--{spec.name}" in page
     assert max(map(len, page.splitlines())) <= 118
+    assert "\n  sweep    search\n" in page
     assert page.index("Task and data:") < page.index("MeZO:") < page.index("Trainer: Output:") < page.index("examples:")
 
 

@@ -1,5 +1,6 @@
 """The program around the job: commands, exit codes, what goes to which stream."""
 
+import errno
 import importlib.metadata
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import justforward
+from justforward import cli
 from justforward.arguments import Parsed
 from justforward.cli import COMMANDS, main
 
@@ -123,3 +125,29 @@ def test_run_py_needs_no_installation(tmp_path):
     ran = subprocess.run([sys.executable, "-S", script, "--version"], cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0
     assert ran.stdout.startswith("justforward ")
+
+
+def test_the_help_page_names_every_command(capsys):
+    for words in (["--help"], ["help"]):
+        assert main(words) == 0
+        page = capsys.readouterr().out
+        assert all(f"\n  {name:8} {cli.DESCRIPTIONS[name]}\n" in page for name in cli.COMMANDS.names())
+
+
+def test_what_the_system_refuses_is_one_line(monkeypatch, capsys):
+    def full(words):
+        raise OSError(errno.ENOSPC, "No space left on device", "/full/file")
+
+    monkeypatch.setattr(cli, "run", full)
+    assert main(["run"]) == 2
+    assert capsys.readouterr().err.startswith("justforward: error: /full/file: No space left on device")
+
+
+def test_a_reader_that_leaves_early_is_no_mistake():
+    words = [sys.executable, "-m", "justforward", "task", "list"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as job:
+        assert job.stdout is not None
+        assert job.stderr is not None
+        job.stdout.close()
+        assert job.stderr.read() == b""
+    assert job.returncode == 141

@@ -43,6 +43,7 @@ def test_command(capsys):
     ("words", "reason"),
     [
         ([MODEL, "--gpus", "four"], "argument --gpus: expected COUNTxGIB, as in 4x80, got 'four'"),
+        ([MODEL, "--gpus", "4x80", "--batch", "0"], "argument --batch: must be at least 1, got 0"),
         (["./nowhere"], "MODEL ./nowhere: no such file or folder"),
     ],
 )

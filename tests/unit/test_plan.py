@@ -34,12 +34,15 @@ def made(capsys, *words):
         (["x", "--gpus", "24"], "argument --gpus: expected COUNTxGIB, as in 4x80, got '24'"),
         (["x", "--gpus", "0x24"], "argument --gpus: expected COUNTxGIB"),
         (["x", "--gpus", "1x24", "--memory", "8"], "--gpus and --memory exclude each other"),
-        (["x", "--memory", "-1"], "argument --memory: must be above 0, got -1"),
-        (["x", "--batch", "0"], "argument --batch: must be above 0, got 0"),
+        (["x", "--memory", "-1"], "argument --memory: must be a finite number above 0, got -1"),
+        (["x", "--batch", "0"], "argument --batch: must be a finite number above 0, got 0"),
         (["x", "--batch", "four"], "--batch: invalid int value"),
         (["x", "--dtype", "int4"], "--dtype: invalid choice"),
         (["x", "--task", "SST-2"], "unknown task 'SST-2' (did you mean 'SST2'?)"),
-        (["x", "--tflops", "nan"], "argument --tflops: must be above 0, got nan"),
+        (["x", "--tflops", "nan"], "argument --tflops: must be a finite number above 0, got nan"),
+        (["x", "--memory", "inf"], "argument --memory: must be a finite number above 0, got inf"),
+        (["x", "--gpus", "1000000x1"], "argument --gpus: expected COUNTxGIB"),
+        (["x", "--task_name", "RTE", "--task_file", "t.toml"], "--task_name and --task_file exclude each other"),
         (["./nowhere"], "MODEL ./nowhere: no such file or folder"),
         ([MODEL, "--tokens", "5000"], "argument --tokens: rows of"),
     ],
@@ -171,3 +174,19 @@ def test_samples_at_a_time_are_those_of_the_script(task):
     words = shlex.split(ran.stdout)
     at_a_time = int(words[words.index("--per_device_train_batch_size") + 1])
     assert AT_A_TIME.get(task, 16) == at_a_time
+
+
+ODD = {
+    "no attention": {"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 64},
+    "a word": {"model_type": "opt", "hidden_size": "abc"},
+    "no heads": {"model_type": "opt", "num_attention_heads": 0},
+    "negative": {"model_type": "opt", "hidden_size": -64, "word_embed_proj_dim": -64},
+}
+
+
+@pytest.mark.parametrize("config", ODD.values(), ids=ODD)
+def test_an_odd_configuration_is_one_line(config, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert main(["plan", str(tmp_path), *GPU]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"justforward: error: MODEL {tmp_path}: ")

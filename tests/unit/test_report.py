@@ -205,6 +205,15 @@ def test_only_seeds_are_averaged():
     assert labels(groups) == ["MeZO, learning_rate 1e-6", "MeZO, learning_rate 1e-7"]
 
 
+def test_other_rows_and_other_metrics_are_not_averaged():
+    write("a.json", 0.9, seed=0)
+    write("b.json", 0.8, seed=1, run={"command": COMMAND.format(task="SST2", lr="1e-6", seed=1) + " --data_dir b"})
+    path = write("c.json", 0.7, seed=2)
+    path.write_text(path.read_text().replace('"accuracy"', '"f1"'))
+    runs, _ = read_runs(["result"])
+    assert sorted([run.value for run in g.runs] for g in group(runs)) == [[70.0], [80.0], [90.0]]
+
+
 def test_settings_are_chosen_by_the_development_samples():
     write("a.json", 0.9, lr="1e-6", dev_accuracy=0.6)
     write("b.json", 0.8, lr="1e-7", dev_accuracy=0.7)

@@ -17,6 +17,8 @@ WRONG = [
     ([*JOB, "--zo-eps=auto"], "justforward sweep sets --zo_eps itself: give --eps"),
     ([*JOB, "--output_dir", "x"], "justforward sweep sets --output_dir itself: runs are kept beside --storage"),
     ([*JOB, "--eval_strategy", "no"], "justforward sweep: compares runs by their evaluations"),
+    ([*JOB, "--seeds", "0, 0"], "justforward sweep: --seeds 0, 0: give different seeds"),
+    ([*JOB, "--storage", "runs"], "justforward sweep: --storage runs: name a log"),
     ([*JOB, "--trials", "0"], "justforward sweep: --trials and --best must be at least 1"),
     ([*JOB, "--trials", "many"], "argument --trials: invalid int value: 'many'"),
     ([*JOB, "--sampler", "random"], "argument --sampler: invalid choice: 'random'"),
@@ -25,7 +27,7 @@ WRONG = [
     ([*JOB, "--lr", "1e-6:1e-7"], "justforward sweep: --lr 1e-6:1e-7: the lowest comes first, such as 1e-7:1e-6"),
     ([*JOB, "--lr", "0:1"], "justforward sweep: --lr: '0' is no number above 0; written --lr 1e-7:1e-6"),
     ([*JOB, "--eps", "1e-3,x"], "justforward sweep: --eps: 'x' is no number above 0; written --eps 1e-3,1e-2"),
-    ([*JOB, "--storage", "a.json"], "justforward sweep: --storage is a log, the result is a .json"),
+    ([*JOB, "--storage", "a.json"], "justforward sweep: --storage a.json: name a log"),
     ([*JOB, "--num_trian", "4"], "unknown argument '--num_trian' (did you mean '--num_train'?)"),
 ]
 # fmt: on

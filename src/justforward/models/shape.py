@@ -67,7 +67,11 @@ def read_shape(name: str, *, trust_remote_code: bool = False) -> ModelShape:
 
     Raises ValueError, in one line, for what cannot be found or is no causal LM.
     """
-    return shape_of(_skeleton(name, trust_remote_code=trust_remote_code))
+    model = _skeleton(name, trust_remote_code=trust_remote_code)
+    try:
+        return shape_of(model)
+    except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
+        raise ValueError(f"MODEL {name}: not the shape of a transformer that can be planned ({error})") from error
 
 
 def _skeleton(name: str, *, trust_remote_code: bool) -> PreTrainedModel:
@@ -77,7 +81,7 @@ def _skeleton(name: str, *, trust_remote_code: bool) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(**source)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except Exception as error:  # whatever a configuration may be damaged by
         raise ValueError(f"MODEL {name}: {_reason(error)}") from error
 
 

@@ -27,7 +27,7 @@ _NOT_SETTINGS = {
     *("save_total_limit", "logging_steps", "logging_first_step", "report_to", "disable_tqdm", "verbose"),
     *("use_cpu", "no_auto_device", "token_budget", "trust_remote_code", "dataloader_num_workers"),
     # told by task, model and method
-    *("task_name", "data_dir", "model_name", "trainer", "lora", "prefix_tuning", "head_tuning", "linear_probing"),
+    *("task_name", "model_name", "trainer", "lora", "prefix_tuning", "head_tuning", "linear_probing"),
     "non_diff",
 }
 _METRICS = ("accuracy", "f1")

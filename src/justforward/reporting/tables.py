@@ -75,7 +75,7 @@ def group(runs: Iterable[Run]) -> list[Group]:
         settings = tuple(run.settings.items())
         # Without the run's seed two files may be two seeds.
         which = run.path if run.seed is None and not run.about else (run.seed, run.train_set)
-        kept[run.model, run.task, run.method, settings, which] = run
+        kept[run.model, run.task, run.method, run.metric, settings, which] = run
     groups: dict[Any, list[Run]] = {}
     for (*key, _), run in kept.items():
         groups.setdefault(tuple(key), []).append(run)

@@ -6,8 +6,10 @@ beside it that are named by their settings, so that a killed run goes on from it
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+import os
 import shlex
 import statistics
 from collections.abc import Mapping
@@ -28,14 +30,22 @@ def sweep_command(words: list[str]) -> None:
         logger.warning("%s", note)
     study = _study(options)
     _search(study, options)
-    finalists = _finalists(study, options)
+    finalists, now = _finalists(study, options), f"{options.lr[0]:g}:{options.lr[1]:g}"
     if not finalists:
         raise ValueError(
-            f"justforward sweep: all {options.trials} runs diverged or were stopped: lower --lr (now "
-            f"{options.lr[0]:g}:{options.lr[1]:g}), or give more --trials"
+            f"justforward sweep: all {options.trials} runs diverged or were stopped: lower --lr (now {now}), or give "
+            "more --trials"
         )
-    ranked = sorted((_all_seeds(values, options) for values in finalists), key=lambda row: row["loss"])
-    command = shlex.join(["justforward", *options.words, *_as_words(ranked[0]["values"])])
+    rows = [_all_seeds(values, options) for values in finalists]
+    ranked = sorted((row for row in rows if math.isfinite(row["loss"])), key=lambda row: row["loss"])
+    if not ranked:
+        raise ValueError(
+            f"justforward sweep: the best settings diverged with some of the seeds: lower --lr (now {now})"
+        )
+    # A folder for each setting: another one's checkpoints would be in the way.
+    place = options.storage.with_suffix("") / "best" / _name(ranked[0]["values"])
+    words = [*options.words, *_as_words(ranked[0]["values"]), "--output_dir", str(place)]
+    command = shlex.join(["justforward", *words])
     path = options.storage.with_suffix(".json")
     trials = [{"state": t.state.name.lower(), "loss": t.value, **_settings(t)} for t in study.trials]
     write_json(path, {**options.identity(), "seeds": list(options.seeds), "trials": trials, "best": ranked,
@@ -57,7 +67,7 @@ def _study(options: SweepOptions) -> Any:
     optuna = _optuna()
     try:
         options.storage.parent.mkdir(parents=True, exist_ok=True)
-        _drop_torn_line(options.storage)
+        _check_storage(options.storage)
         backend = optuna.storages.journal.JournalFileBackend(str(options.storage))
         study = optuna.create_study(
             study_name="sweep",
@@ -67,7 +77,7 @@ def _study(options: SweepOptions) -> Any:
         )
     except OSError as error:
         raise ValueError(f"--storage {options.storage}: {error.strerror}") from error
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"--storage {options.storage}: is no log of a sweep: give another --storage") from error
     for name, value in options.identity().items():
         if study.user_attrs.setdefault(name, value) != value:
@@ -81,12 +91,19 @@ def _study(options: SweepOptions) -> Any:
     return study
 
 
-def _drop_torn_line(path: Path) -> None:
-    """What a kill left of a line that was being written."""
-    if path.is_file():
-        data = path.read_bytes()
-        if not data.endswith(b"\n"):
-            path.write_bytes(data[: data.rfind(b"\n") + 1])
+def _check_storage(path: Path) -> None:
+    """Raise ValueError for a file that is no log of a sweep; cut off what a kill left of a line being written."""
+    if not path.is_file():
+        return
+    *lines, torn = path.read_bytes().split(b"\n")
+    try:
+        ours = all("op_code" in json.loads(line) for line in lines) and b'{"op_code":'.startswith(torn[:11])
+    except (ValueError, TypeError):
+        ours = False
+    if not ours:
+        raise ValueError(f"--storage {path}: is no log of a sweep: give another --storage")
+    if torn:
+        os.truncate(path, path.stat().st_size - len(torn))
 
 
 def _grid(options: SweepOptions) -> list[float]:
@@ -105,14 +122,14 @@ def _search(study: Any, options: SweepOptions) -> None:
     for cut_off in study.get_trials(states=(states.RUNNING,)):
         study.tell(cut_off.number, state=states.FAIL)
         study.enqueue_trial(cut_off.params)
-    wanted = options.trials
+    left = options.trials - len(study.get_trials(states=(states.COMPLETE, states.PRUNED)))
     if options.sampler == "grid":
         points = [{"learning_rate": lr, "zo_eps": eps} for eps in options.eps for lr in _grid(options)]
-        wanted = len(points)
         for point in points:
             study.enqueue_trial(point, skip_if_exists=True)
-    done = len(study.get_trials(states=(states.COMPLETE, states.PRUNED)))
-    for _ in range(done, wanted):
+        left = len(study.get_trials(states=(states.WAITING,)))
+        logger.info("the grid has %d settings, of which %d are to be tried", len(points), left)
+    for _ in range(left):
         trial = study.ask()
         loss = _try(trial, options)
         if loss is None:
@@ -153,11 +170,15 @@ def _finalists(study: Any, options: SweepOptions) -> list[dict[str, float]]:
 
 
 def _evaluation(values: Mapping[str, float], seed: int, options: SweepOptions, report: Any) -> dict[str, Any]:
-    name = "-".join([*(f"{name}-{value!r}" for name, value in sorted(values.items())), f"seed-{seed}"])
-    found = run(options.base, values, seed, options.storage.with_suffix("") / name, report)
+    folder = options.storage.with_suffix("") / f"{_name(values)}-seed-{seed}"
+    found = run(options.base, values, seed, folder, report)
     if found.diverged:
         return {"loss": math.inf}
     return found.final(best=bool(options.base.training_kwargs.get("load_best_model_at_end")))
+
+
+def _name(values: Mapping[str, float]) -> str:
+    return "-".join(f"{name}-{value!r}" for name, value in sorted(values.items()))
 
 
 def _all_seeds(values: Mapping[str, float], options: SweepOptions) -> dict[str, Any]:

@@ -57,7 +57,8 @@ class SweepOptions:
 
     def identity(self) -> dict[str, Any]:
         """What a continued sweep must have in common with its beginning, JSON values."""
-        return {"arguments": list(self.words), "lr": list(self.lr), "eps": list(self.eps), "seed": self.seeds[0]}
+        searched = {"sampler": self.sampler, "lr": list(self.lr), "eps": list(self.eps), "seed": self.seeds[0]}
+        return {"arguments": list(self.words), **searched}
 
 
 def parse(words: Sequence[str]) -> SweepOptions:
@@ -66,6 +67,8 @@ def parse(words: Sequence[str]) -> SweepOptions:
         prog="justforward sweep",
         usage="justforward sweep [options] [run.py arguments]",
         description="Search learning rate and probe size; the development set decides. The same command continues.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--trials", type=int, default=12, help="settings to try with the first seed (default: 12)")
@@ -113,7 +116,10 @@ def _check(own: argparse.Namespace, rest: Sequence[str], base: Parsed) -> None:
             "compares runs by their evaluations on the development set: leave out --eval_strategy no",
         ),
         (int(os.environ.get("WORLD_SIZE", "1")) > 1, "runs in one process: start it without torchrun"),
-        (own.storage is not None and own.storage.suffix == ".json", "--storage is a log, the result is a .json: .log"),
+        (
+            own.storage is not None and own.storage.suffix in ("", ".json"),
+            f"--storage {own.storage}: name a log, such as sweep.log; runs and results are kept beside it",
+        ),
     )
     for broken, message in rules:
         if broken:
@@ -143,9 +149,10 @@ def _without_output_dir(base: Parsed) -> list[str]:
 
 def _seeds(text: str) -> tuple[int, ...]:
     words = text.split(",")
-    if not all(word.strip().isdecimal() and int(word) < 2**32 for word in words) or len(set(words)) < len(words):
+    seeds = tuple(int(word) for word in words if word.strip().isdecimal() and len(word) < 12)
+    if len(set(seeds)) < len(words) or max(seeds) >= 2**32:
         raise ValueError(f"justforward sweep: --seeds {text}: give different seeds below 2**32, such as 0,1,2")
-    return tuple(int(word) for word in words)
+    return seeds
 
 
 def _range(text: str) -> tuple[float, float]:
@@ -165,3 +172,14 @@ def _positive(name: str, word: str) -> float:
         example = "1e-7:1e-6" if name == "--lr" else "1e-3,1e-2"
         raise ValueError(f"justforward sweep: {name}: '{word}' is no number above 0; written {name} {example}")
     return value
+
+
+_EPILOG = """\
+All other arguments are those of a job (justforward --help), which needs --trainer zo, --num_dev and --train_set_seed.
+The result is a .json beside the storage, the runs are in a folder beside it. Needs pip install 'justforward[sweep]'.
+
+example:
+  justforward sweep --trials 12 --seeds 0,1,2 --lr 1e-6:1e-4 --eps 1e-3,1e-2 --task_name SST2 \\
+    --model_name path/to/model --trainer zo --train_as_classification --num_train 1000 --num_dev 200 \\
+    --train_set_seed 0 --max_steps 1000 --lr_scheduler_type constant
+"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +27,25 @@ class Stopped(Exception):
 
 @dataclass
 class Evaluations:
-    """What a run's folder says of it; the losses are those of the development set, by step."""
+    """What a run's folder says of it. job: its command line; steps: losses of the development set, by step."""
 
+    job: list[str] = field(default_factory=list)
     steps: list[dict[str, Any]] = field(default_factory=list)
     finished: bool = False
     diverged: bool = False
 
     @classmethod
-    def read(cls, folder: Path) -> Evaluations:
-        """Those of a folder; none where it has no such file."""
+    def read(cls, folder: Path, job: list[str]) -> Evaluations:
+        """Those of a folder; none where it has no such file, or that of another job."""
         try:
-            return cls(**json.loads((folder / FILE_NAME).read_text(encoding="utf-8")))
+            found = cls(**json.loads((folder / FILE_NAME).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
-            return cls()
+            return cls(job)
+        return found if found.job == job else cls(job)
 
     def write(self, folder: Path) -> None:
         """Keep them."""
-        write_json(folder / FILE_NAME, {"steps": self.steps, "finished": self.finished, "diverged": self.diverged})
+        write_json(folder / FILE_NAME, asdict(self))
 
     def final(self, *, best: bool) -> dict[str, Any]:
         """The last evaluation, or the one of the best checkpoint where that is what the job keeps."""
@@ -53,9 +55,8 @@ class Evaluations:
 class Watch(TrainerCallback):
     """Evaluates after the last step too, keeps every evaluation, and asks `report` whether to go on."""
 
-    def __init__(self, folder: Path, report: Report):
-        self.folder, self.report = folder, report
-        self.seen = Evaluations.read(folder)
+    def __init__(self, folder: Path, seen: Evaluations, report: Report):
+        self.folder, self.seen, self.report = folder, seen, report
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """A run that goes on makes the steps behind its last one again."""
@@ -93,10 +94,12 @@ def run(base: Parsed, values: Mapping[str, float], seed: int, folder: Path, repo
 
     Raises Stopped where `report` says so.
     """
-    found = Evaluations.read(folder)
+    job = base.command_line()
+    found = Evaluations.read(folder, job)
     if found.finished or found.diverged:
         return found
-    for anew in (False, True):
+    another = (folder / FILE_NAME).exists() and not found.steps  # another job's: its folder is taken over
+    for anew in (True,) if another else (False, True):
         parsed = base.with_values(
             {
                 **values,
@@ -107,7 +110,7 @@ def run(base: Parsed, values: Mapping[str, float], seed: int, folder: Path, repo
                 "overwrite_output_dir": anew,
             }
         )
-        watch = Watch(folder, report)
+        watch = Watch(folder, Evaluations(job) if anew else found, report)
         try:
             experiment.run(parsed, callbacks=[watch])
         except SystemExit:  # its line has said that the training diverged

@@ -146,6 +146,8 @@ def parse_json(text: str, where: str) -> Any:
     except json.JSONDecodeError as error:
         line = f" of line {error.lineno}" if error.lineno > 1 else ""
         raise ValueError(f"{where}: not valid JSON: {error.msg} at column {error.colno}{line}") from None
+    except RecursionError:
+        raise ValueError(f"{where}: not valid JSON: too deeply nested") from None
 
 
 def hub_rows(name: str, hub: Hub, splits: Iterable[str], mend: str) -> list[tuple[str, Iterable[tuple[int, Any]]]]:
