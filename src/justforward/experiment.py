@@ -257,14 +257,16 @@ class Experiment:
 
     def _checkpoint(self, arguments: TrainingArguments, record: Mapping[str, Any]) -> str | None:
         """What to continue from; from here on the output folder says that it is this job's."""
-        folder = Path(arguments.output_dir or ".")
-        if arguments.save_on_each_node:
+        folder, given = Path(arguments.output_dir or "."), arguments.resume_from_checkpoint
+        again = any(gathered(relaunched(folder)))  # what was asked for is done once
+        overwrite = self.job.overwrite_output_dir and not again
+        given = None if again and str(given).lower() == "false" else given
+        if arguments.save_on_each_node and not overwrite:
             share_log(folder, record)
 
         def look() -> str | None:
             with arguments.main_process_first(local=arguments.save_on_each_node):
-                overwrite = self.job.overwrite_output_dir
-                return find_checkpoint(folder, record, given=arguments.resume_from_checkpoint, overwrite=overwrite)
+                return find_checkpoint(folder, record, given=given, overwrite=overwrite)
 
         checkpoint = agreed(look, folder)
         if arguments.should_save:

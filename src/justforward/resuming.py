@@ -140,12 +140,9 @@ def find_checkpoint(folder: Path, record: Mapping[str, Any], *, given: str | Non
             "False" for none; None leaves it to the record.
         overwrite: delete the folder's checkpoints.
 
-    What was asked for is done once: processes that torchrun has started again go on. Raises ValueError, in one line,
-    for checkpoints of another job, and where there is none to continue.
+    Raises ValueError, in one line, for checkpoints of another job, and where there is none to continue.
     """
     log = folder / FILE_NAME
-    if relaunched(folder):
-        overwrite, given = False, None if given in ("False", "false") else given
     if overwrite:
         for checkpoint in _checkpoints(folder):
             shutil.rmtree(checkpoint)

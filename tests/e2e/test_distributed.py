@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.golden import DATA
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 __all__ = ["folder"]
 
 
-SMALL = {"hidden_size": 32, "intermediate_size": 64, "pad_token_id": 1}
+SMALL: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "pad_token_id": 1}
 
 
 def test_fsdp_equals_one_process(folder):
