@@ -29,12 +29,11 @@ def test_fsdp_equals_one_process(folder):
     assert largest_difference(two, dict(checkpoint.state_dict())) == 0
 
 
-@pytest.mark.parametrize("family", ["opt", "llama"])
-def test_replicas_equal_one_process(folder, family):
-    if family == "llama":  # with buffers; ranks do not make equally many passes under the small budget
-        vocabulary = json.loads((folder / "model" / "config.json").read_text())["vocab_size"]
-        config = LlamaConfig(vocab_size=vocabulary, num_hidden_layers=2, num_attention_heads=2, **SMALL)
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
+def test_replicas_equal_one_process(folder):
+    # A model with buffers, and a budget at which ranks do not make equally many passes.
+    vocabulary = json.loads((folder / "model" / "config.json").read_text())["vocab_size"]
+    config = LlamaConfig(vocab_size=vocabulary, num_hidden_layers=2, num_attention_heads=2, **SMALL)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
     regular = [w if w != "zo" else "regular" for w in ZO]
     job = [str(ROOT / "run.py"), *regular, *JOB, "--optim", "sgd", "--learning_rate", "1e-2", "--token_budget", "70"]
     one = launch(folder, "one", [sys.executable, *job, "--per_device_train_batch_size", "4"])
@@ -56,13 +55,6 @@ def test_directions_are_spread_over_groups(folder):
     assert largest_difference(one, two) < 1e-5
     start = dict(AutoModelForCausalLM.from_pretrained(folder / "model").state_dict())
     assert largest_difference(one, start) > 1e-4
-
-
-def test_groups_of_different_sizes_are_refused(folder):
-    job = [str(ROOT / "run.py"), *ZO, *JOB, "--zo_samples", "2", "--zo_direction_groups", "2"]
-    ran = subprocess.run([*processes(3), *job], cwd=folder, capture_output=True, text=True, timeout=150)
-    assert ran.returncode != 0
-    assert "3 ranks cannot form 2 equal groups (--zo_direction_groups)" in ran.stderr
 
 
 def test_sharded_mezo_equals_replicas(folder):

@@ -1,8 +1,14 @@
-"""Several processes (gloo, CPU) hold one optimiser's state to one another's: what they check is in support/ranks.py."""
+"""Several processes (gloo, CPU) hold one optimiser's state to one another's: what they check is in support/ranks.py.
 
+Processes start slowly: one launch for each number of ranks makes all checks of that many.
+"""
+
+import functools
+import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,37 +16,54 @@ import torch
 from support import ranks
 
 TESTS = Path(__file__).parents[1]
+TRAJECTORIES = [(2, 1, 1), (4, 1, 1), (4, 4, 1), (4, 4, 4), (4, 4, 2), (2, 3, 2)]
+CHECKS = {
+    2: [["continued"], ["sharded"], ["tensor_parallel"], *(["trajectory", s, g] for n, s, g in TRAJECTORIES if n == 2)],
+    3: [["uneven"], ["corrupted", 0], ["corrupted", 2]],
+    4: [["trajectory", s, g] for n, s, g in TRAJECTORIES if n == 4],
+}
+"""By the number of ranks: the checks with their arguments."""
 
 
-def together(count: int, *words: str) -> None:
-    """Run a check on `count` ranks."""
+@functools.cache
+def outcomes(count: int) -> Path:
+    """A folder with what came of every check on so many ranks, by its words."""
+    folder = Path(tempfile.mkdtemp(prefix="ranks-"))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
     ran = subprocess.run(
-        [*command, "-m", "support.ranks", *words],
+        [*command, "-m", "support.ranks", str(folder), json.dumps(CHECKS[count])],
         env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=300,
     )
-    assert ran.returncode == 0, ran.stderr[-4000:]
+    (folder / "stderr.txt").write_text(ran.stderr)
+    return folder
 
 
-@pytest.mark.parametrize(
-    ("count", "samples", "groups"), [(2, 1, 1), (4, 1, 1), (4, 4, 1), (4, 4, 4), (4, 4, 2), (2, 3, 2)]
-)
+def together(count: int, *words: str | int) -> Path:
+    """Fail unless the check has passed on all of `count` ranks; what it left."""
+    folder = outcomes(count) / "-".join(map(str, words))
+    for rank in range(count):
+        told = folder / f"{rank}.txt"
+        assert told.is_file(), (folder.parent / "stderr.txt").read_text()[-4000:]
+        assert told.read_text() == "passed", f"rank {rank}: {told.read_text()}"
+    return folder
+
+
+@pytest.mark.parametrize(("count", "samples", "groups"), TRAJECTORIES)
 def test_the_trajectory_does_not_depend_on_the_number_of_ranks(tmp_path, count, samples, groups):
-    ranks.trajectory(str(samples), "1", str(tmp_path / "one.pt"))
-    together(count, "trajectory", str(samples), str(groups), str(tmp_path / "many.pt"))
-    one, many = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", "many"))
+    ranks.trajectory(tmp_path, samples, 1)
+    left = together(count, "trajectory", samples, groups)
+    one, many = (torch.load(folder / "trajectory.pt", weights_only=True) for folder in (tmp_path, left))
     for a, b in zip(one["grads"], many["grads"], strict=True):
         assert a == pytest.approx(b, rel=2e-4, abs=2e-4)
     for name, weight in one["weights"].items():
         assert torch.allclose(weight, many["weights"][name], atol=1e-5)
 
 
-def test_ranks_continue_the_same_log(tmp_path):
-    (tmp_path / "trajectory.log").touch()
-    together(2, "continued", str(tmp_path))
+def test_ranks_continue_the_same_log():
+    together(2, "continued")
 
 
 def test_sharded_weights_are_those_of_replicas():
@@ -51,6 +74,10 @@ def test_a_model_cut_by_columns_and_rows_draws_the_same_noise():
     together(2, "tensor_parallel")
 
 
-@pytest.mark.parametrize("at", ["0", "2"])
+def test_groups_of_different_sizes_are_refused():
+    together(3, "uneven")
+
+
+@pytest.mark.parametrize("at", [0, 2])
 def test_a_rank_whose_weights_differ_is_named(at):
     together(3, "corrupted", at)

@@ -23,13 +23,18 @@ ZO = ["--model_name", "model", "--task_name", "SST2", "--trainer", "zo", "--trai
 # fmt: on
 
 
+def prepare(folder: Path) -> Path:
+    """Put the golden model into a folder, without dropout."""
+    shutil.copytree(MODEL, folder / "model")
+    config = folder / "model" / "config.json"
+    config.write_text(config.read_text().replace('dropout": 0.1', 'dropout": 0.0'))
+    return folder
+
+
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with the golden model, without dropout."""
-    shutil.copytree(MODEL, tmp_path / "model")
-    config = tmp_path / "model" / "config.json"
-    config.write_text(config.read_text().replace('dropout": 0.1', 'dropout": 0.0'))
-    return tmp_path
+    """A folder of a test's own with that model."""
+    return prepare(tmp_path)
 
 
 def launch(folder: Path, name: str, command: list[str], **environment: str) -> dict[str, torch.Tensor]:

@@ -1,9 +1,12 @@
-"""What several processes check together; started by tests/e2e/test_ranks.py: torchrun ... -m support.ranks CHECK."""
+"""What several processes check together; tests/e2e/test_ranks.py starts torchrun ... -m support.ranks FOLDER CHECKS."""
 
 from __future__ import annotations
 
 import copy
+import json
 import sys
+import traceback
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -52,18 +55,20 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
 
 
-def trajectory(samples: str = "1", groups: str = "1", out: str = "") -> None:
+def trajectory(folder: Path, samples: int, groups: int) -> None:
     """Train, and save what rank 0 ends with; all ranks must hold the same."""
     model = tiny("llama")
-    settings = {"samples": int(samples), "direction_groups": int(groups)}
+    settings = {"samples": samples, "direction_groups": groups}
     grads = train(model, optimizer(model, check_every=5, **settings))
     if Ranks.current().rank == 0:
-        torch.save({"grads": grads, "weights": whole(model)}, out)
+        torch.save({"grads": grads, "weights": whole(model)}, folder / "trajectory.pt")
 
 
-def continued(folder: str) -> None:
+def continued(folder: Path) -> None:
     """One rank has found the log, the other a checkpoint of its last step."""
-    where, rank = Path(folder), Ranks.current().rank
+    where, rank = folder, Ranks.current().rank
+    (folder / "trajectory.log").touch()
+    gathered(None)
     found = [f"{folder}/trajectory.log", f"{folder}/checkpoint-5"]
     assert agreed(lambda: found[rank], where) == found[0]
     assert agreed(lambda: None, where) is None
@@ -79,7 +84,7 @@ def continued(folder: str) -> None:
         agreed(look, where)
 
 
-def sharded(family: str = "llama") -> None:
+def sharded(_: Path, family: str = "llama") -> None:
     """FSDP2 against replicas, to the bit, in every dtype and rounding; on the probe's weights too."""
     for dtype, rounding in (
         (torch.float32, "nearest"),
@@ -98,7 +103,7 @@ def sharded(family: str = "llama") -> None:
         assert not equal(whole(plain), start)
 
 
-def tensor_parallel() -> None:
+def tensor_parallel(_: Path) -> None:
     """The same steps applied to a model cut by columns and by rows: gathered, its weights are the whole model's."""
     plain = tiny("llama")
     parted = copy.deepcopy(plain)
@@ -120,22 +125,39 @@ def tensor_parallel() -> None:
     assert equal(whole(plain), whole(parted))
 
 
-def corrupted(at: str = "1") -> None:
+def uneven(_: Path) -> None:
+    """Three ranks are no two equal groups."""
+    with pytest.raises(ValueError, match="3 ranks cannot form 2 equal groups"):
+        Ranks.current(2)
+
+
+def corrupted(_: Path, at: int) -> None:
     """One bit of one rank's weights flips: every rank stops, and names it."""
     model = tiny("opt")
     mezo = optimizer(model, check_every=4)
     train(model, mezo, 4)
-    if Ranks.current().rank == int(at):
+    if Ranks.current().rank == at:
         with torch.no_grad():
             next(model.parameters()).view(torch.int32)[3, 5] ^= 1 << 16  # a lower bit might be rounded away again
     with pytest.raises(RankError, match=f"step 8: the weights of rank {at}"):
         train(model, mezo, 4)
 
 
-def main(check: str, *words: str) -> None:
+def main(folder: str, checks: str) -> None:
+    """Make the checks, each in a folder of its own, where every rank leaves "passed" or what went wrong."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    globals()[check](*words)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    for name, *arguments in json.loads(checks):
+        place = Path(folder, "-".join(map(str, [name, *arguments])))
+        place.mkdir(exist_ok=True)
+        try:
+            globals()[name](place, *arguments)
+            told = "passed"
+        except BaseException:
+            told = traceback.format_exc()
+        (place / f"{Ranks.current().rank}.txt").write_text(told)
+        if told != "passed":
+            raise SystemExit(told)  # the others may wait for this rank
     gathered(None)
     dist.destroy_process_group()
 
