@@ -17,30 +17,22 @@ from pathlib import Path
 from justforward.registry import Registry
 
 COMMANDS: Registry[Callable[[list[str]], None]] = Registry("command")
-# A first word without dashes picks one; none of them means "run".
-DESCRIPTIONS = {
-    "run": "evaluate a model, or train it and evaluate it; this word may be left out",
-    "sweep": "search the learning rate and the size of MeZO's probe",
-    "report": "show many runs on one page",
-    "plan": "tell what memory and time a model needs, from its configuration alone",
-    "task": "list the tasks, or check one of your own",
-    "log": "describe a run's log",
-    "replay": "rebuild the model of any step from a run's log",
-    "layout": "tell whether GPUs each get a copy of a model or share one",
-    "doctor": "examine the environment",
+_TARGETS = {
+    "run": ("justforward.cli:run", "evaluate a model, or train it and evaluate it; this word may be left out"),
+    "sweep": ("justforward.sweep.command:sweep_command", "search the learning rate and the size of MeZO's probe"),
+    "report": ("justforward.reporting:report_command", "show many runs on one page"),
+    "plan": ("justforward.plan:plan_command", "tell what memory and time a model needs, from its configuration alone"),
+    "task": ("justforward.task_command:task_command", "list the tasks, or check one of your own"),
+    "log": ("justforward.replay:log_command", "describe a run's log"),
+    "replay": ("justforward.replay:replay_command", "rebuild the model of any step from a run's log"),
+    "layout": ("justforward.layout:layout_command", "tell whether GPUs each get a copy of a model or share one"),
+    "doctor": ("justforward.doctor:doctor_command", "examine the environment"),
 }
-for _name, _target in {
-    "run": "justforward.cli:run",
-    "sweep": "justforward.sweep.command:sweep_command",
-    "report": "justforward.reporting:report_command",
-    "plan": "justforward.plan:plan_command",
-    "task": "justforward.task_command:task_command",
-    "log": "justforward.replay:log_command",
-    "replay": "justforward.replay:replay_command",
-    "layout": "justforward.layout:layout_command",
-    "doctor": "justforward.doctor:doctor_command",
-}.items():
+# A first word without dashes picks one; none of them means "run".
+for _name, (_target, _) in _TARGETS.items():
     COMMANDS.lazy(_name, _target)
+DESCRIPTIONS = {name: description for name, (_, description) in _TARGETS.items()}
+"""What each command does, by name."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from justforward.optim.ranks import Ranks, gathered
-from justforward.optim.trajectory import FILE_NAME, read
+from justforward.optim.trajectory import FILE_NAME, LogError, read
 from justforward.results import write_json
 from justforward.trajectory_trainer import MARK, put_aside
 
@@ -86,8 +86,13 @@ def share_log(folder: Path, record: Mapping[str, Any]) -> None:
     """
     files = [folder / RECORD, folder / FILE_NAME]  # the record first: a log without one would be another job's
     differing = _differing(folder, record)
-    foreign = bool(differing) and any(_complete(folder))
-    if any(found := gathered(_refusal(folder, differing) if foreign else None)):
+    mistake = None
+    try:
+        if differing and _complete(folder):
+            mistake = _refusal(folder, differing)
+    except LogError as error:
+        mistake = str(error)
+    if any(found := gathered(mistake)):
         raise ValueError(next(text for text in found if text))
     own = [path.read_bytes() if path.is_file() else b"" for path in files]
     size = 0 if differing else len(own[1])

@@ -19,7 +19,7 @@ def run(*words, cwd):
 def test_a_configuration_alone_makes_a_plan(tmp_path):
     (tmp_path / "model").mkdir()
     shutil.copy(Path(MODEL) / "config.json", tmp_path / "model")
-    ran = run("plan", "model", "--memory", "8", "--dtype", "float32", "--json", cwd=tmp_path)
+    ran = run("plan", "model", "--memory", "8", "--dtype", "float32", "--tflops", "1", "--json", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert ran.stderr == ""
     found = json.loads(ran.stdout)

@@ -190,3 +190,13 @@ def test_an_odd_configuration_is_one_line(config, tmp_path, capsys):
     assert main(["plan", str(tmp_path), *GPU]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"justforward: error: MODEL {tmp_path}: ")
+
+
+def test_speeds_are_measured_where_none_is_given(monkeypatch):
+    monkeypatch.setattr(plan.machine, "gpus", list)
+    monkeypatch.setattr(plan.machine, "matmul_rate", lambda dtype, **_: 5.0)
+    monkeypatch.setattr(plan.machine, "noise_rate", lambda dtype, **_: 2.0)
+    shape = plan.read_shape(MODEL)
+    for words, flops, draw in (([], 5.0, 2.0), (["--tflops", "3"], 3e12, 0.0)):
+        given = plan.parse([MODEL, "--memory", "8", *words])
+        assert plan.find_rates(given, shape, plan.find_target(given)) == plan.Rates(flops, draw)

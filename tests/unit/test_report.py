@@ -402,7 +402,7 @@ def test_plots_without_matplotlib_name_the_extra(monkeypatch, capsys):
 
 
 def test_plots_are_written():
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="the PNG plots are an extra")
     write("a.json", task="My/Task $x", train_steps=4, run={"output_dir": "result/out"})
     write_folder("out")
     assert main(["report", "result", "--plots"]) == 0

@@ -108,6 +108,16 @@ def test_a_machine_with_checkpoints_of_another_job_is_refused(folder):
         share_log(folder, OURS)
 
 
+def test_a_machine_with_a_damaged_log_stops_all(folder, monkeypatch):
+    leave(folder, steps=3, record=OTHER)
+    (folder / FILE_NAME).write_bytes(b"damaged")
+    told = []
+    monkeypatch.setattr("justforward.resuming.gathered", lambda value: told.append(value) or [value])
+    with pytest.raises(ValueError, match="not a trajectory log"):
+        share_log(folder, OURS)
+    assert len(told) == 1  # the others know before anyone stops
+
+
 def test_what_any_machine_has_measured_counts(folder, monkeypatch):
     entry = {"job": OURS, "values": {"zo_eps": 0.1}}
     monkeypatch.setattr("justforward.auto.settle.gathered", lambda value: [value, entry])
