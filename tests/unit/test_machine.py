@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import time
 
 import pytest
 import torch
@@ -31,6 +32,6 @@ def test_resident_memory_grows_with_what_is_written():
 def test_rates_are_work_over_time(dtype, monkeypatch):
     """On a clock that goes a quarter of a second between two looks at it."""
     ticks = itertools.count()
-    monkeypatch.setattr(machine.time, "perf_counter", lambda: next(ticks) / 4)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks) / 4)
     assert machine.matmul_rate(dtype, width=64, seconds=0) == 2 * 1024 * 64 * 256 / 0.25
     assert machine.noise_rate(dtype, seconds=0) == 0.25 / (1 << 22)

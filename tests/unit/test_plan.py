@@ -14,6 +14,7 @@ from justforward import arguments, machine, plan
 from justforward.arguments import JobArguments
 from justforward.cli import main
 from justforward.machine import GIB, Gpu
+from justforward.models.shape import read_shape
 from justforward.plan import AT_A_TIME, Target
 from justforward.planning import Memory
 from justforward.tasks import names
@@ -193,10 +194,10 @@ def test_an_odd_configuration_is_one_line(config, tmp_path, capsys):
 
 
 def test_speeds_are_measured_where_none_is_given(monkeypatch):
-    monkeypatch.setattr(plan.machine, "gpus", list)
-    monkeypatch.setattr(plan.machine, "matmul_rate", lambda dtype, **_: 5.0)
-    monkeypatch.setattr(plan.machine, "noise_rate", lambda dtype, **_: 2.0)
-    shape = plan.read_shape(MODEL)
+    monkeypatch.setattr(machine, "gpus", list)
+    monkeypatch.setattr(machine, "matmul_rate", lambda dtype, **_: 5.0)
+    monkeypatch.setattr(machine, "noise_rate", lambda dtype, **_: 2.0)
+    shape = read_shape(MODEL)
     for words, flops, draw in (([], 5.0, 2.0), (["--tflops", "3"], 3e12, 0.0)):
         given = plan.parse([MODEL, "--memory", "8", *words])
         assert plan.find_rates(given, shape, plan.find_target(given)) == plan.Rates(flops, draw)
