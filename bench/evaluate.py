@@ -23,9 +23,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, PreTrai
 
 from bench.common import compare_rates
 from justforward.models.loading import OPT_BOS, LoadedModel, load
-from justforward.prompts import PromptEncoder, Row
 from justforward.scoring import ScoringEngine
 from justforward.scoring.generation import GenerationSettings, Generator
+from justforward.scoring.prompts import PromptEncoder, Row
 from justforward.tasks import get_task, names
 
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"

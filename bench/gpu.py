@@ -16,8 +16,8 @@ from bench.common import compare, compare_rates, report
 from bench.evaluate import one_by_one
 from bench.workload import OPTIONS, model_of, prompts_of, step_of
 from justforward.noise import DISTRIBUTIONS, backend, noise_key
-from justforward.prompts import Row
 from justforward.scoring import ScoringEngine
+from justforward.scoring.prompts import Row
 
 
 def noise(device: str, elements: int = 1 << 28) -> None:

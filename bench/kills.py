@@ -34,8 +34,8 @@ import torch
 from safetensors.torch import load_file
 
 from bench.common import report
-from justforward.cli import main as command_line
-from justforward.optim.trajectory import FILE_NAME, read
+from justforward.commands.cli import main as command_line
+from justforward.optim.log import FILE_NAME, read
 
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
 # fmt: off

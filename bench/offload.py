@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bench.common import report
 from bench.memory import save
-from justforward.optim.trajectory import FILE_NAME, read
+from justforward.optim.log import FILE_NAME, read
 
 NEEDS_ROOT = True
 

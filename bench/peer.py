@@ -24,9 +24,9 @@ from bench import evaluate
 from bench.common import compare_rates
 from bench.evaluate import NEW_TOKENS, Continued, Scored
 from justforward.models.loading import LoadedModel
-from justforward.prompts import Row
 from justforward.scoring import ScoringEngine
 from justforward.scoring.generation import GenerationSettings, Generator
+from justforward.scoring.prompts import Row
 
 NEEDS = "lm_eval"
 GOAL = 1

@@ -26,9 +26,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, OPTConfi
 from bench.common import report
 from bench.memory import MIB, resident
 from bench.workload import OPTIONS, SHAPES, TOKENS, adapted, prompts_of, step_on
-from justforward.objectives import Classification, Example
-from justforward.prompts import Row
 from justforward.scoring import ScoringEngine
+from justforward.scoring.prompts import Row
+from justforward.training.objectives import Classification, Example
 
 BATCH, DEMONSTRATIONS = 16, 12
 GOAL = 0.1

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 from bench.common import report
 from bench.kills import JOB
-from justforward.optim.trajectory import FILE_NAME, read
+from justforward.optim.log import FILE_NAME, read
 
 RECORD = 4
 

@@ -26,10 +26,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig
 
 from bench.common import report
 from justforward.models.loading import LoadedModel
-from justforward.optim.trajectory import FILE_NAME, Layout, read
-from justforward.prompts import PromptEncoder
-from justforward.replay import replay
+from justforward.optim.log import FILE_NAME, Layout, read
+from justforward.scoring.prompts import PromptEncoder
 from justforward.tasks import get_task
+from justforward.trajectory.replay import replay
 
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
 DATA = FIXTURES / "golden" / "data"

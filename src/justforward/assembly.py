@@ -11,20 +11,20 @@ from torch import nn
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
-from justforward.arguments import JobArguments
 from justforward.auto.measure import LossProbe, Proposal, batch_closures, propose
-from justforward.evaluation import Evaluator
+from justforward.command_line.job import JobArguments
 from justforward.models.loading import LoadedModel
 from justforward.models.recipe import ModelRecipe
 from justforward.models.tuning import TuningSettings, choose
-from justforward.objectives import OBJECTIVES, Example, Objective
 from justforward.optim import CounterNoise
-from justforward.optim.offload import Offload, to_file
-from justforward.prompts import PromptEncoder
-from justforward.rewards import RewardObjective, find_reward
+from justforward.optim.distribution.offload import Offload, to_file
 from justforward.scoring import ScoringEngine
+from justforward.scoring.evaluation import Evaluator
 from justforward.scoring.generation import GenerationSettings, Generator
+from justforward.scoring.prompts import PromptEncoder
 from justforward.tasks import Task
+from justforward.training.objectives import OBJECTIVES, Example, Objective
+from justforward.training.rewards import RewardObjective, find_reward
 
 
 @dataclass(frozen=True)

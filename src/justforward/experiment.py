@@ -16,23 +16,26 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainingArguments
 
-from justforward.arguments import JobArguments, Parsed
 from justforward.assembly import Assembly, check_reporters
 from justforward.auto.settle import FILE_NAME as AUTO_FILE
 from justforward.auto.settle import settle
-from justforward.evaluation import Evaluator, Outcome
-from justforward.interrupts import InterruptedTraining, SaveOnInterrupt
+from justforward.command_line.arguments import Parsed
+from justforward.command_line.job import JobArguments
 from justforward.models.loading import LoadedModel
 from justforward.models.tuning import merge_lora
 from justforward.optim import DivergenceError
-from justforward.optim.ranks import RankError, Ranks, gathered, join_cpu_ranks, ranks_answer
-from justforward.optim.shards import is_sharded
-from justforward.probe import linear_probe
-from justforward.progress import quiet_without_terminal, show_progress
-from justforward.provenance import run_facts
-from justforward.replay import write_card
-from justforward.results import result_name, write_json, write_jsonl
-from justforward.resuming import (
+from justforward.optim.distribution.ranks import RankError, Ranks, gathered, join_cpu_ranks, ranks_answer
+from justforward.optim.distribution.shards import is_sharded
+from justforward.results.files import result_name, write_json, write_jsonl
+from justforward.results.provenance import run_facts
+from justforward.scoring.evaluation import Evaluator, Outcome
+from justforward.tasks import Sample, Splits, Task, find_task
+from justforward.tasks.from_file import pinned
+from justforward.tasks.sampling import TrainSet, eval_indices, train_sets
+from justforward.training.interrupts import InterruptedTraining, SaveOnInterrupt
+from justforward.training.linear_probe import linear_probe
+from justforward.training.progress import quiet_without_terminal, show_progress
+from justforward.training.resuming import (
     AlreadyTrained,
     StopIfFinished,
     agreed,
@@ -43,10 +46,8 @@ from justforward.resuming import (
     share_log,
     write_record,
 )
-from justforward.tasks import Sample, Splits, Task, find_task
-from justforward.tasks.from_file import pinned
-from justforward.tasks.sampling import TrainSet, eval_indices, train_sets
-from justforward.trainer import ObjectiveMeZOTrainer, ObjectiveTrainer, peak_memory_mib
+from justforward.training.trainer import ObjectiveMeZOTrainer, ObjectiveTrainer, peak_memory_mib
+from justforward.trajectory.replay import write_card
 
 logger = logging.getLogger(__name__)
 

@@ -9,11 +9,12 @@ from accelerate import cpu_offload, dispatch_model
 from support.families import CONFIGS, tiny
 from torch.utils._pytree import tree_leaves
 
-from justforward.objectives import Classification, Example
-from justforward.optim import MeZO, just_in_time
-from justforward.optim.offload import Offload, to_file
-from justforward.prompts import Row
+from justforward.optim import MeZO
+from justforward.optim.distribution.offload import Offload, to_file
+from justforward.optim.probes import modules
 from justforward.scoring import ScoringEngine
+from justforward.scoring.prompts import Row
+from justforward.training.objectives import Classification, Example
 
 ROWS = [Example(tuple(Row((5, 6, 7 + i, 8, option), 4) for option in (9, 10)), 0) for i in range(4)]
 DTYPES = (torch.float32, torch.bfloat16)
@@ -22,7 +23,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 @pytest.fixture(params=["few at once", "each by itself"], autouse=True)
 def _weights_of_few_elements(request, monkeypatch):
     if request.param == "each by itself":
-        monkeypatch.setattr(just_in_time, "FEW", 0)
+        monkeypatch.setattr(modules, "FEW", 0)
 
 
 def trained(model: torch.nn.Module, steps: int = 20) -> list[float]:

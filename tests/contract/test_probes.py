@@ -8,10 +8,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from support.families import CONFIGS, PLAIN_CONFIGS, tiny
 
-from justforward.objectives import Classification, Example, TeacherForcing
-from justforward.optim import CounterNoise, MeZO, just_in_time, probes
-from justforward.prompts import Row
+from justforward.optim import CounterNoise, MeZO
+from justforward.optim.probes import modules
+from justforward.optim.probes.just_in_time import JustInTimeProbe
+from justforward.optim.probes.moving import CopyProbe, InPlaceProbe
 from justforward.scoring import ScoringEngine
+from justforward.scoring.prompts import Row
+from justforward.training.objectives import Classification, Example, TeacherForcing
 
 FAMILIES = [*CONFIGS, *PLAIN_CONFIGS]
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 3], [12, 5, 5, 6, 90, 91, 92, 4]])
@@ -22,7 +25,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 5e-3}
 def _weights_of_few_elements(request, monkeypatch):
     """All weights of a tiny model are of few elements."""
     if request.param == "each by itself":
-        monkeypatch.setattr(just_in_time, "FEW", 0)
+        monkeypatch.setattr(modules, "FEW", 0)
 
 
 def loss(model: torch.nn.Module) -> torch.Tensor:
@@ -61,7 +64,7 @@ def test_just_in_time_reaches_every_trainable_tensor(family):
     model = tiny(family)
     mezo = optimizer(model, "just_in_time")
     mezo.estimate(lambda: loss(model))
-    assert isinstance(mezo.probe, probes.JustInTimeProbe)
+    assert isinstance(mezo.probe, JustInTimeProbe)
     assert mezo.probe.reached == {n for n, _ in model.named_parameters()}
 
 
@@ -69,11 +72,11 @@ def test_just_in_time_reaches_every_trainable_tensor(family):
 def test_large_weights_are_perturbed_in_pieces(distribution, monkeypatch):
     model = tiny("llama")
     whole = optimizer(model, "just_in_time", distribution).estimate(lambda: loss(model))
-    monkeypatch.setattr(just_in_time, "FEW", 0)
-    monkeypatch.setattr(just_in_time, "CHUNK", 100)  # three rows of 32 at a time
+    monkeypatch.setattr(modules, "FEW", 0)
+    monkeypatch.setattr(modules, "CHUNK", 100)  # three rows of 32 at a time
     pieces = optimizer(model, "just_in_time", distribution)
     assert pieces.estimate(lambda: loss(model)).losses[0] == pytest.approx(whole.losses[0], abs=1e-5)
-    assert isinstance(pieces.probe, probes.JustInTimeProbe)
+    assert isinstance(pieces.probe, JustInTimeProbe)
     assert max(b.numel() for b in pieces.probe.modules.scratch.buffers.values()) <= 100
 
 
@@ -193,7 +196,7 @@ def measured(family, dtype, objective, rows, *, lora=False, paired=True):
         paired=(lambda: objective.measure_pair(engine, batch)) if paired else None,
     )
     assert unchanged(model, before)
-    assert isinstance(mezo.probe, probes.JustInTimeProbe)
+    assert isinstance(mezo.probe, JustInTimeProbe)
     return estimate.losses[0], mezo.probe.pairs
 
 
@@ -242,7 +245,7 @@ def test_a_model_that_cannot_be_paired_is_probed_twice(length):
     mezo = optimizer(model, "paired")
     doubled = mezo.estimate(lambda: model(ids).mean(), paired=lambda: model(ids.repeat(2, 1)).view(2, 2).mean(1))
     assert doubled.losses == alone.losses
-    assert isinstance(mezo.probe, probes.JustInTimeProbe)
+    assert isinstance(mezo.probe, JustInTimeProbe)
     assert mezo.probe.pairs is False
 
 
@@ -272,7 +275,7 @@ def test_a_just_in_time_probe_that_measures_something_else_is_not_used(monkeypat
     def forget(scratch, tensors, by, **_):
         return [{n: torch.from_numpy(t.detach().numpy().copy()) for n, t in tensors.items()}]
 
-    monkeypatch.setattr(just_in_time, "moved_copies", forget)
+    monkeypatch.setattr(modules, "moved_copies", forget)
     mezo = optimizer(model, "just_in_time")
     assert mezo.estimate(lambda: loss(model)).losses == expected
     assert "weights are copied for each probe" in caplog.text
@@ -281,15 +284,15 @@ def test_a_just_in_time_probe_that_measures_something_else_is_not_used(monkeypat
 def test_the_choice(caplog):
     model = tiny("llama")
     small = optimizer(model, "auto").probe
-    assert isinstance(small, probes.JustInTimeProbe)
+    assert isinstance(small, JustInTimeProbe)
     assert small.copies
-    assert isinstance(MeZO(model.named_parameters()).probe, probes.CopyProbe)
+    assert isinstance(MeZO(model.named_parameters()).probe, CopyProbe)
     large = torch.nn.Linear(1 << 13, (1 << 11) + 1)
-    assert isinstance(optimizer(large, "auto").probe, probes.JustInTimeProbe)
-    assert isinstance(MeZO(large.named_parameters()).probe, probes.InPlaceProbe)
+    assert isinstance(optimizer(large, "auto").probe, JustInTimeProbe)
+    assert isinstance(MeZO(large.named_parameters()).probe, InPlaceProbe)
     assert caplog.text == ""
     wide = torch.nn.Linear(1 << 13, (1 << 12) + 1).to(torch.bfloat16)
-    assert isinstance(MeZO(wide.named_parameters()).probe, probes.InPlaceProbe)
+    assert isinstance(MeZO(wide.named_parameters()).probe, InPlaceProbe)
     assert "give MeZO the model" in caplog.text
     with pytest.raises(ValueError, match="unknown probe"):
         optimizer(model, "magic")

@@ -5,9 +5,9 @@ import torch
 from support.families import CONFIGS, PLAIN_CONFIGS, VOCABULARY, tiny
 from transformers import AutoModelForCausalLM
 
-from justforward.probe import linear_probe
-from justforward.prompts import Row
 from justforward.scoring import ScoringEngine
+from justforward.scoring.prompts import Row
+from justforward.training.linear_probe import linear_probe
 
 
 def rows(count: int) -> list[Row]:

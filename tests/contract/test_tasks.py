@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from justforward.metrics import METRICS, Prediction, normalize
 from justforward.tasks import get_task, names
+from justforward.tasks.metrics import METRICS, Prediction, normalize
 
 DATA = Path(__file__).parents[1] / "fixtures" / "golden" / "data"
 

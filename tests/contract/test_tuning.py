@@ -11,12 +11,12 @@ from peft import PeftModel
 from support.families import CONFIGS, VOCABULARY, tiny
 from support.golden import MODEL
 
-from justforward.arguments import parse
+from justforward.command_line.arguments import parse
 from justforward.models.loading import LoadedModel, load
 from justforward.models.tuning import TUNERS, TuningSettings, choose, lora_targets, merge_lora, tune, untie
 from justforward.optim import MeZO
-from justforward.prompts import Row
 from justforward.scoring import ScoringEngine
+from justforward.scoring.prompts import Row
 
 METHODS = {
     "full": TuningSettings("full"),

@@ -16,11 +16,14 @@ from pathlib import Path
 import pytest
 from support.golden import DATA, MODEL
 
-from justforward import doctor, old_spellings, plan, replay, reporting, task_command, tasks
-from justforward.arguments import parse
-from justforward.cli import COMMANDS, main
-from justforward.metrics import METRICS
+from justforward import tasks
+from justforward.command_line import old_spellings
+from justforward.command_line.arguments import parse
+from justforward.commands import doctor, plan, replay, report
+from justforward.commands import task as task_command
+from justforward.commands.cli import COMMANDS, main
 from justforward.sweep import options
+from justforward.tasks.metrics import METRICS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -89,7 +92,7 @@ def check_arguments(words):
     if "--task_file" in words:
         shutil.copytree(ROOT / "examples", "examples", dirs_exist_ok=True)
     if words[0] == "report":
-        reporting.parse(words[1:])
+        report.parse(words[1:])
         return
     if words[0] in ("plan", "doctor"):
         {"plan": plan, "doctor": doctor}[words[0]].parse(words[1:])

@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM
 from transformers.integrations import integration_utils
 
 from justforward import experiment
-from justforward.cli import main
-from justforward.interrupts import SIGNALS, SaveOnInterrupt
-from justforward.resuming import claimed
+from justforward.commands.cli import main
+from justforward.training.interrupts import SIGNALS, SaveOnInterrupt
+from justforward.training.resuming import claimed
 
 ROOT = Path(__file__).parents[2]
 # fmt: off

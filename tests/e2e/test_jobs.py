@@ -8,7 +8,7 @@ import torch
 from support.golden import DATA, MODEL
 from transformers import AutoModelForCausalLM
 
-from justforward.cli import main
+from justforward.commands.cli import main
 
 # fmt: off
 MEZO = [

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from support.golden import MODEL
 
-from justforward.cli import main
-from justforward.metrics import METRICS, Prediction
-from justforward.rewards import REWARDS, find_reward
+from justforward.commands.cli import main
 from justforward.tasks import TASKS, find_task, get_task
+from justforward.tasks.metrics import METRICS, Prediction
+from justforward.training.rewards import REWARDS, find_reward
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "own-task.md").read_text(encoding="utf-8")

@@ -16,8 +16,8 @@ from support.golden import DATA, MODEL
 from transformers import AutoModelForCausalLM
 
 import justforward
-from justforward.cli import main
-from justforward.optim.trajectory import read
+from justforward.commands.cli import main
+from justforward.optim.log import read
 
 # fmt: off
 JOB = ["--task_name", "SST2", "--model_name", MODEL, "--data_dir", DATA, "--use_cpu", "--disable_tqdm", "--trainer",

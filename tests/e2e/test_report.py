@@ -10,8 +10,8 @@ from pathlib import Path
 
 from support.golden import DATA, MODEL
 
-from justforward.arguments import parse
-from justforward.cli import main
+from justforward.command_line.arguments import parse
+from justforward.commands.cli import main
 
 ROOT = Path(__file__).parents[2]
 # fmt: off

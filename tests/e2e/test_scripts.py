@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from justforward.arguments import parse
+from justforward.command_line.arguments import parse
 
 ROOT = Path(__file__).parents[2]
 TASKS = ("SST2", "RTE", "CB", "BoolQ", "WSC", "WIC", "MultiRC", "Copa", "ReCoRD", "SQuAD", "DROP")

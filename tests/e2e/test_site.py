@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from justforward.arguments import job_specs
-from justforward.cli import COMMANDS
-from justforward.old_spellings import RENAMED
-from justforward.trainer_fields import trainer_specs
+from justforward.command_line.job import job_specs
+from justforward.command_line.old_spellings import RENAMED
+from justforward.command_line.trainer_fields import trainer_specs
+from justforward.commands.cli import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ("mkdocs", "material", "mkdocstrings")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from support.golden import DATA, MODEL
 
-from justforward.cli import main
-from justforward.optim.trajectory import read
-from justforward.sweep import command, runs
+from justforward.commands.cli import main
+from justforward.optim.log import read
+from justforward.sweep import runs, study
 
 # fmt: off
 JOB = ["--task_name", "SST2", "--model_name", MODEL, "--data_dir", DATA, "--use_cpu", "--disable_tqdm", "--trainer",
@@ -33,7 +33,7 @@ def test_a_killed_sweep_goes_on(monkeypatch, capsys):
             raise KeyboardInterrupt
         return runs.run(*args, **kwargs)
 
-    monkeypatch.setattr(command, "run", killed_in_the_second)
+    monkeypatch.setattr(study, "run", killed_in_the_second)
     assert main(SWEEP) == 130
     with Path("s.log").open("a") as log:
         log.write('{"op_code":')  # a line that the kill cut off

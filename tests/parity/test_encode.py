@@ -3,7 +3,7 @@
 import pytest
 from support.golden import DATA, facts
 
-from justforward.prompts import PromptEncoder
+from justforward.scoring.prompts import PromptEncoder
 from justforward.tasks import get_task
 
 CASES = [

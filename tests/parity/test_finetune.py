@@ -15,11 +15,11 @@ from transformers import set_seed
 
 from justforward.models.loading import load
 from justforward.models.tuning import TuningSettings, tune
-from justforward.objectives import Classification, TeacherForcing
-from justforward.prompts import PromptEncoder
 from justforward.scoring import ScoringEngine
+from justforward.scoring.prompts import PromptEncoder
 from justforward.tasks import get_task
 from justforward.tasks.sampling import train_sets
+from justforward.training.objectives import Classification, TeacherForcing
 
 BATCH = 8
 LAYERS = [f"model.decoder.layers.{i}.self_attn" for i in range(2)]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from justforward.metrics import METRICS, Prediction, exact_match, f1
+from justforward.tasks.metrics import METRICS, Prediction, exact_match, f1
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
 FACTS = json.loads((GOLDEN / "metrics.json").read_text(encoding="utf-8"))["f1_em"]

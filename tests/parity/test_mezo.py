@@ -5,12 +5,12 @@ import torch
 from support.golden import DATA, MODEL, OriginalNoise, epoch_order, facts
 
 from justforward.models.loading import load
-from justforward.objectives import Classification, TeacherForcing
 from justforward.optim import MeZO
-from justforward.prompts import PromptEncoder
 from justforward.scoring import ScoringEngine
+from justforward.scoring.prompts import PromptEncoder
 from justforward.tasks import get_task
 from justforward.tasks.sampling import train_sets
+from justforward.training.objectives import Classification, TeacherForcing
 
 BATCH = 8
 

@@ -10,15 +10,15 @@ import torch
 from support.families import tiny
 from support.golden import DATA, MODEL, epoch_order, facts
 
-from justforward.cli import main
-from justforward.evaluation import Evaluator
+from justforward.commands.cli import main
 from justforward.models.loading import load
 from justforward.models.tuning import untie
-from justforward.probe import Probe, fit, head_inputs, linear_probe, write
-from justforward.prompts import PromptEncoder, Row
 from justforward.scoring import ScoringEngine
+from justforward.scoring.evaluation import Evaluator
+from justforward.scoring.prompts import PromptEncoder, Row
 from justforward.tasks import get_task
 from justforward.tasks.sampling import eval_indices, train_sets
+from justforward.training.linear_probe import Probe, fit, head_inputs, linear_probe, write
 
 FLAGS = ["--data_dir", DATA, "--use_cpu"]
 

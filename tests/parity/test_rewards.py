@@ -5,12 +5,12 @@ from support.golden import FIXTURES, MODEL, OriginalNoise, epoch_order, facts
 
 from justforward.models.loading import load
 from justforward.optim import MeZO
-from justforward.prompts import PromptEncoder
-from justforward.rewards import RewardObjective, find_reward
 from justforward.scoring import ScoringEngine
 from justforward.scoring.generation import GenerationSettings, Generator
+from justforward.scoring.prompts import PromptEncoder
 from justforward.tasks import get_task
 from justforward.tasks.sampling import train_sets
+from justforward.training.rewards import RewardObjective, find_reward
 
 
 def test_f1_on_squad():

@@ -5,7 +5,7 @@ import json
 import pytest
 from support.golden import DATA, MODEL, facts
 
-from justforward.cli import main
+from justforward.commands.cli import main
 
 # Run on data of its own, which is cut from the model's output; not kept here.
 RUNS = [r for r in facts("runs") if not r["name"].startswith("nondiffdata")]

@@ -3,10 +3,10 @@
 import pytest
 from support.golden import DATA, facts
 
-from justforward.evaluation import Evaluator
-from justforward.prompts import PromptEncoder
 from justforward.scoring import ScoringEngine
+from justforward.scoring.evaluation import Evaluator
 from justforward.scoring.generation import GenerationSettings, Generator
+from justforward.scoring.prompts import PromptEncoder
 from justforward.tasks import get_task
 
 CASES = [(task, mode) for task, modes in facts("scores").items() for mode in modes]

@@ -6,8 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.families import CONFIGS, PLAIN_CONFIGS, VOCABULARY, tiny
 
-from justforward.prompts import Row
 from justforward.scoring import ScoringEngine, make_plan
+from justforward.scoring.prompts import Row
 
 FAMILIES = [*CONFIGS, *PLAIN_CONFIGS]
 token = st.integers(3, VOCABULARY - 1)

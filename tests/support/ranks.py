@@ -18,9 +18,9 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from justforward.optim import CounterNoise, MeZO
-from justforward.optim.ranks import RankError, Ranks, gathered
-from justforward.optim.shards import shard
-from justforward.resuming import agreed
+from justforward.optim.distribution.ranks import RankError, Ranks, gathered
+from justforward.optim.distribution.shards import shard
+from justforward.training.resuming import agreed
 from support.families import tiny
 
 STEPS = 20

@@ -11,12 +11,12 @@ from torch import nn
 from transformers import set_seed
 
 from justforward.models.loading import LoadedModel
-from justforward.objectives import Classification
 from justforward.optim import Estimate, MeZO, NoiseSource
-from justforward.prompts import PromptEncoder
 from justforward.scoring import ScoringEngine
+from justforward.scoring.prompts import PromptEncoder
 from justforward.tasks import get_task
 from justforward.tasks.sampling import train_sets
+from justforward.training.objectives import Classification
 from support.golden import DATA, epoch_order, facts
 
 BATCH = 8

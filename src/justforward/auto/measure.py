@@ -16,10 +16,12 @@ import torch
 from torch import nn
 
 from justforward.auto.rules import LADDER, EpsProposal, RateProposal, propose_eps, propose_rate
-from justforward.objectives import Example, Objective
 from justforward.optim import CounterNoise
-from justforward.optim.probes import Closure, Direction, choose_probe
+from justforward.optim.directions.dense import Direction
+from justforward.optim.probes.choose import choose_probe
+from justforward.optim.probes.closures import Closure
 from justforward.scoring import ScoringEngine
+from justforward.training.objectives import Example, Objective
 
 DIRECTIONS = 8
 BATCHES = 4

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from justforward.auto.measure import Proposal
-from justforward.optim.ranks import gathered
+from justforward.optim.distribution.ranks import gathered
 
 logger = logging.getLogger(__name__)
 

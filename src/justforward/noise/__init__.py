@@ -2,6 +2,8 @@
 
 `backend(device)` gives the compiled draws for a device; `noise_key` makes their keys; `noise.reference` is the
 definition that every backend is held to.
+
+May import nothing of the package. Start with `reference`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,11 @@
-"""Zeroth-order optimisers. Needs only torch: usable alone in any PyTorch loop."""
+"""Zeroth-order optimisers. Need only torch: usable alone in any PyTorch loop.
 
-from justforward.optim.mezo import DivergenceError, Estimate, MeZO
-from justforward.optim.perturbation import CounterNoise, NoiseSource
+`mezo` puts together a direction (`directions`), a probe of the losses along it (`probes`) and what is made of them
+(`rules`); `log` is the file of a run, `distribution` what several processes do. May import `noise`. Start with `mezo`.
+"""
+
+from justforward.optim.directions.dense import CounterNoise, NoiseSource
+from justforward.optim.mezo import DivergenceError, MeZO
+from justforward.optim.rules.estimate import Estimate
 
 __all__ = ["CounterNoise", "DivergenceError", "Estimate", "MeZO", "NoiseSource"]

@@ -11,8 +11,7 @@ Face Trainer come for free: the same z serves all micro-batches of a step, and t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -20,65 +19,17 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from justforward.noise import ROUNDING_VERSION, ROUNDINGS
-from justforward.optim.perturbation import CounterNoise, NoiseSource
-from justforward.optim.probes import Closure, Direction, PairedClosure, choose_probe
-from justforward.optim.ranks import Ranks
-from justforward.optim.trajectory import TrajectoryWriter, quantize
-
-
-def _ranks(values: list[float]) -> list[float]:
-    """Centred ranks in [-1/2, 1/2]; equal values share their mean rank."""
-    if not all(math.isfinite(v) for v in values):
-        return [math.nan] * len(values)
-    below = [sum(w < v for w in values) for v in values]
-    equal = [sum(w == v for w in values) for v in values]
-    return [(b + (e - 1) / 2) / (len(values) - 1) - 0.5 for b, e in zip(below, equal, strict=True)]
-
-
-def _zscores(values: list[float]) -> list[float]:
-    """Values less their mean, over their standard deviation; zeros where all are equal."""
-    mean = sum(values) / len(values)
-    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / len(values))
-    return [0.0 if deviation == 0 else (v - mean) / deviation for v in values]
-
-
-SHAPINGS: dict[str, Callable[[list[float]], list[float]]] = {"none": list, "rank": _ranks, "zscore": _zscores}
+from justforward.optim.directions.dense import CounterNoise, Direction, NoiseSource
+from justforward.optim.distribution.ranks import Ranks
+from justforward.optim.log import TrajectoryWriter
+from justforward.optim.probes.choose import choose_probe
+from justforward.optim.probes.closures import Closure, PairedClosure
+from justforward.optim.rules.estimate import SHAPINGS, Estimate, make_estimate
+from justforward.optim.rules.sgd import Move, moves
 
 
 class DivergenceError(RuntimeError):
     """Too many steps in a row had a loss that is not finite."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What the probes of one step, or of one micro-batch, measured; one entry per direction (`samples` of them).
-
-    losses: (plus, minus) at theta + eps z and theta - eps z; projected_grads: (plus - minus) / (2 eps), after shaping:
-    an estimate of z . grad L.
-    """
-
-    losses: tuple[tuple[float, float], ...]
-    projected_grads: tuple[float, ...]
-
-    @property
-    def loss(self) -> float:
-        """Mean of all losses measured."""
-        return sum(plus + minus for plus, minus in self.losses) / (2 * len(self.losses))
-
-    @property
-    def projected_grad(self) -> float:
-        """That of the first direction."""
-        return self.projected_grads[0]
-
-    @property
-    def plus(self) -> float:
-        """Loss at theta + eps z of the first direction."""
-        return self.losses[0][0]
-
-    @property
-    def minus(self) -> float:
-        """Loss at theta - eps z of the first direction."""
-        return self.losses[0][1]
 
 
 class MeZO(torch.optim.Optimizer):
@@ -97,7 +48,7 @@ class MeZO(torch.optim.Optimizer):
             in [-1/2, 1/2]; "zscore", in units of their standard deviation. Both make the step independent of the
             loss's scale, and need another learning rate.
         model: the module that owns the parameters. With it, weights of any size and dtype are probed exactly.
-        probe: "auto", "paired", "just_in_time", "copy" or "in_place"; see `justforward.optim.probes`.
+        probe: "auto", "paired", "just_in_time", "copy" or "in_place"; see `justforward.optim.probes.choose`.
         rounding: how updates of 16-bit weights are rounded: "stochastic" (unbiased, no memory), "nearest" (loses most
             of what is smaller than half a unit in the last place) or "compensated" (what is lost is kept, 2 bytes per
             weight: weight and residual are a float32 master). float32 weights are rounded to nearest.
@@ -295,27 +246,14 @@ class MeZO(torch.optim.Optimizer):
         self._pending = [0.0] * (2 * self.samples + 1)  # sums of weight * loss, per probe, and of weight
 
     def _measured(self, values: list[float]) -> Estimate:
-        eps = self.param_groups[0]["eps"]
-        shaped = SHAPINGS[self.shaping](values)
-        return Estimate(
-            losses=tuple(zip(values[::2], values[1::2], strict=True)),
-            # Rounded to what a trajectory log keeps, so that a replay is the run: relative error 2^-16.
-            projected_grads=tuple(
-                quantize((a - b) / (2 * eps)) for a, b in zip(shaped[::2], shaped[1::2], strict=True)
-            ),
-        )
+        return make_estimate(values, eps=self.param_groups[0]["eps"], shaping=self.shaping)
 
-    def _apply(self, estimate: Estimate) -> None:
+    def _apply(self, measured: Estimate) -> None:
         progress = self._progress
         progress["skipped_in_a_row"] = 0
-        progress["zero"] += not any(estimate.projected_grads)
-        for sample, projected_grad in enumerate(estimate.projected_grads):
-            scales, decays = [], []
-            for group in self.param_groups:
-                rescaled = projected_grad * self.param_groups[0]["eps"] / group["eps"]
-                scales.append(-float(group["lr"]) * rescaled / self.samples)
-                decays.append(float(group["lr"]) * group["weight_decay"] if sample == 0 else 0.0)
-            self._add(scales, decays, sample)
+        progress["zero"] += not any(measured.projected_grads)
+        for move in moves(self.param_groups, measured.projected_grads):
+            self._add(move)
 
     def _skip(self, estimate: Estimate) -> None:
         state = self._progress
@@ -328,10 +266,10 @@ class MeZO(torch.optim.Optimizer):
                 f"{self.param_groups[0]['lr']:g}) or eps (now {self.param_groups[0]['eps']:g})"
             )
 
-    def _add(self, scales: list[float], decays: list[float], sample: int) -> None:
-        """One pass over all parameters: p <- p (1 - decay) + scale z, scale and decay given per group."""
+    def _add(self, move: Move) -> None:
+        """One pass over all parameters."""
         named, all_scales, all_decays = [], [], []
-        for group, scale, decay in zip(self.param_groups, scales, decays, strict=True):
+        for group, scale, decay in zip(self.param_groups, move.scales, move.decays, strict=True):
             pairs = _named(group)
             named.extend(pairs)
             all_scales.extend([scale] * len(pairs))
@@ -346,7 +284,7 @@ class MeZO(torch.optim.Optimizer):
             named,
             seed=state["seed"],
             step=state["step"],
-            sample=sample,
+            sample=move.sample,
             scales=all_scales,
             decays=all_decays,
             **exact,

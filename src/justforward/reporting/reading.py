@@ -128,7 +128,7 @@ def _gradients(path: Path, warnings: list[str]) -> list[tuple[int, float]]:
     """Every finite projected gradient of a trajectory log, up to the first damage."""
     if not path.is_file():
         return []
-    from justforward.optim.trajectory import read  # loads torch
+    from justforward.optim.log import read  # loads torch
 
     try:
         log = read(path)

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from justforward.results import method_name
+from justforward.results.files import method_name
 
 # task-model[-settings][-tag]-set, as results.result_name writes it
 _FILE_NAME = re.compile(

@@ -22,10 +22,10 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
-from justforward.linear import ScoredLinear, install
-from justforward.optim.shards import is_sharded
-from justforward.prompts import Row
+from justforward.optim.distribution.shards import is_sharded
+from justforward.optim.scored_head import ScoredLinear, install
 from justforward.scoring.plan import Forward, Plan, make_plan
+from justforward.scoring.prompts import Row
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 from transformers import GenerationConfig, StaticCache
 
-from justforward.optim.shards import is_sharded
+from justforward.optim.distribution.shards import is_sharded
 from justforward.scoring.engine import TOKEN_BUDGET, prefix_length
 
 logger = logging.getLogger(__name__)

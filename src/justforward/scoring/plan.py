@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from justforward.prompts import Row
+from justforward.scoring.prompts import Row
 
 MIN_SHARED_PREFIX = 16
 """Tokens that all rows must share before a KV cache pays for its own forward pass."""

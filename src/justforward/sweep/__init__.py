@@ -1,1 +1,4 @@
-"""`justforward sweep`: a search for the learning rate and the size of the probe, on the development set."""
+"""The search of `justforward sweep`: its options, its study, and the runs that it makes.
+
+May import everything but `commands` and `reporting`. Start with `study`.
+"""

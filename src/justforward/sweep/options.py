@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from justforward.argument_parser import Parser
-from justforward.arguments import JobArguments, Parsed
-from justforward.arguments import parse as parse_job
+from justforward.command_line.arguments import Parsed
+from justforward.command_line.arguments import parse as parse_job
+from justforward.command_line.job import JobArguments
+from justforward.command_line.parser import Parser
 
 PAPER_RANGES = {
     "full": ((1e-7, 1e-6), (1e-3,)),

@@ -12,8 +12,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from justforward import experiment
-from justforward.arguments import Parsed
-from justforward.results import write_json
+from justforward.command_line.arguments import Parsed
+from justforward.results.files import write_json
 
 FILE_NAME = "evaluations.json"
 

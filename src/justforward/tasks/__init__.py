@@ -3,6 +3,8 @@
 A new task is one file in this folder (or one entry point of the group "justforward.tasks") that registers a `Task`, or
 a function from a subtask's name to a `Task`. A task without code, or in a file elsewhere, is a task file
 (`from_file`, docs/own-task.md).
+
+May import `registry`, and neither torch nor transformers. Start with `base`.
 """
 
 from __future__ import annotations

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from justforward.metrics import check_metric
 from justforward.registry import did_you_mean
 from justforward.tasks.base import TASKS
 from justforward.tasks.loading import in_utf8
+from justforward.tasks.metrics import check_metric
 from justforward.tasks.sources import Source, Split
 from justforward.tasks.templates import Template
 

@@ -1,0 +1,101 @@
+"""The command `justforward` (and `python run.py`).
+
+Parsing needs neither torch nor transformers, so `--help` and every mistake answer at once; the work is imported
+when it starts. Exit codes: 0 done, 2 a mistake of the user's (one line on stderr says which), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from justforward.registry import Registry
+
+COMMANDS: Registry[Callable[[list[str]], None]] = Registry("command")
+DESCRIPTIONS = {
+    "run": "evaluate a model, or train it and evaluate it; this word may be left out",
+    "sweep": "search the learning rate and the size of MeZO's probe",
+    "report": "show many runs on one page",
+    "plan": "tell what memory and time a model needs, from its configuration alone",
+    "task": "list the tasks, or check one of your own",
+    "log": "describe a run's log",
+    "replay": "rebuild the model of any step from a run's log",
+    "layout": "tell whether GPUs each get a copy of a model or share one",
+    "doctor": "examine the environment",
+}
+"""What each command does, by name."""
+
+# A first word without dashes picks one; none of them means "run".
+COMMANDS.lazy("run", "justforward.commands.cli:run")
+COMMANDS.lazy("log", "justforward.commands.replay:log_command")
+for _name in DESCRIPTIONS.keys() - {"run", "log"}:
+    COMMANDS.lazy(_name, f"justforward.commands.{_name}:{_name}_command")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code. Exceptions other than users' mistakes are bugs and propagate."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    for library in ("torchao", "torch.utils._pytree"):  # say at every start what they do without
+        logging.getLogger(library).setLevel(logging.ERROR)
+    try:
+        command = words.pop(0) if words and not words[0].startswith("-") else "run"
+        command, words = ("run", ["--help"]) if command == "help" else (command, words)
+        COMMANDS.get(command)(words)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has gone, as `head` does
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+        return 141
+    except KeyboardInterrupt:
+        print("justforward: interrupted", file=sys.stderr)
+        return 130
+    except ValueError as error:
+        if os.environ.get("JUSTFORWARD_TRACEBACK"):
+            raise
+        print(f"justforward: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if os.environ.get("JUSTFORWARD_TRACEBACK"):
+            raise
+        where = "" if error.filename is None else f"{error.filename}: "
+        what = f"{where}{error.strerror or error} (JUSTFORWARD_TRACEBACK=1 shows where)"
+        print(f"justforward: error: {what}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(words: list[str]) -> None:
+    """The job itself: parse, then train and evaluate as asked."""
+    if "--version" in words:
+        print(f"justforward {_version()}")
+        return
+    from justforward.command_line import arguments
+
+    if "--help" in words or "-h" in words:
+        print(arguments.help_page(DESCRIPTIONS), end="")
+        return
+    parsed = arguments.parse(words)
+    for note in parsed.notes:
+        print(f"justforward: note: {note}", file=sys.stderr)
+    from justforward import experiment
+
+    experiment.run(parsed)
+
+
+def _one_line(error: ValueError) -> str:
+    """The message on one line. An error from inside a library may be a bug of ours: say how to see where."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    ours = Path(raised_in).is_relative_to(Path(__file__).parents[1])
+    return line if ours else f"{line} (JUSTFORWARD_TRACEBACK=1 shows where)"
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("justforward")
+    except importlib.metadata.PackageNotFoundError:
+        return "(source checkout, not installed)"

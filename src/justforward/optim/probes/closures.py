@@ -1,0 +1,24 @@
+"""What a probe evaluates, and when two losses are the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Loss = Tensor | float
+Closure = Callable[[], Loss]
+PairedClosure = Callable[[], Tensor]
+"""Evaluates a doubled batch: [2], the loss of its first and that of its second half."""
+
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+"""Largest difference of two probes' losses that rounding explains, relative to the loss where that is above 1."""
+
+
+def close(a: Loss, b: Loss, weights: Sequence[Tensor]) -> bool:
+    """Whether two losses are equal up to rounding in the coarsest dtype of the weights."""
+    a, b = float(a), float(b)
+    tolerance = max(TOLERANCE.get(w.dtype, 1e-4) for w in weights)
+    return abs(a - b) <= tolerance * max(1.0, abs(b)) or not (math.isfinite(a) and math.isfinite(b))

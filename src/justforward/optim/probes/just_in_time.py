@@ -1,0 +1,129 @@
+"""Probes that only read the weights: a module's perturbed weights are made right before it multiplies by them.
+
+- `just_in_time`: in one scratch buffer that is used again and again. Exact in every dtype, and no second copy of the
+  weights.
+- `paired`: the same, and both signs at once, in one forward of a doubled batch, where the caller can double it and the
+  model takes it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from justforward.optim.directions.dense import Direction
+from justforward.optim.probes.closures import Closure, Loss, PairedClosure, close
+from justforward.optim.probes.modules import JustInTime, NotPaired, Reads
+from justforward.optim.probes.moving import CopyProbe, pristine
+
+logger = logging.getLogger(__name__)
+
+VERIFIED = 8 << 20
+"""So many bytes of weights are copied once, to hold a just-in-time probe to one in place."""
+
+
+class JustInTimeProbe:
+    """See the module. What no module call reaches, or something else reads as well, is copied and perturbed in place.
+
+    Args:
+        model: whose modules own the parameters.
+        parameters: the trainable ones, by the names that seed their noise. A tied weight has one name.
+        pairs: whether to probe in pairs where the caller can.
+        copies: whether to copy, rather than perturb just in time, where it cannot: cheaper for small trainable sets.
+    """
+
+    name = "just_in_time"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Sequence[tuple[str, Tensor]],
+        *,
+        pairs: bool = False,
+        copies: bool = False,
+    ):
+        self.copies = copies
+        self.modules = JustInTime(model, parameters)
+        self.reached: set[str] | None = None
+        """Parameters that are perturbed just in time; None until the first forward has been watched."""
+        self.pairs: bool | None = None if pairs else False
+        """Whether probing in pairs works; None until it has been tried."""
+
+    def losses(self, direction: Direction, closure: Closure, paired: PairedClosure | None = None) -> tuple[Loss, Loss]:
+        """The losses at theta + eps z and theta - eps z."""
+        if self.copies and (paired is None or self.pairs is False):
+            return CopyProbe().losses(direction, closure)
+        if self.reached is None:
+            self._watch(direction, closure)
+            self._verify(direction, closure)
+        assert self.reached is not None
+        rest = direction.only({name for name, _ in direction.parameters} - self.reached)
+        if rest.parameters:
+            moved = direction.only(self.reached)
+            with pristine([p for _, p in rest.parameters]) as restore:
+                rest.add_(1.0)
+                plus = self._at(moved, 1.0, closure)
+                restore()
+                rest.add_(-1.0)
+                return plus, self._at(moved, -1.0, closure)
+        if paired is not None and self.pairs is None:
+            self.pairs = self._try_pair(direction, closure, paired)
+        if paired is not None and self.pairs:
+            return self._pair(direction, paired)
+        return self._at(direction, 1.0, closure), self._at(direction, -1.0, closure)
+
+    def _at(self, direction: Direction, sign: float, closure: Closure) -> Loss:
+        with self.modules.perturbed(direction.perturbation(sign)):
+            return closure()
+
+    def _pair(self, direction: Direction, paired: PairedClosure) -> tuple[Loss, Loss]:
+        with self.modules.perturbed(direction.perturbation(1.0, paired=True)):
+            plus, minus = paired()
+            return plus, minus
+
+    def _watch(self, direction: Direction, closure: Closure) -> None:
+        """Find what must not be perturbed just in time: what no call reaches, and what is read outside its module."""
+        by, reads = direction.perturbation(1.0), Reads(direction.parameters)
+        with self.modules.perturbed(by), reads:
+            closure()
+        self.reached = by.reached - reads.names
+        if read := sorted(by.reached & reads.names):
+            logger.info("read outside their modules, so copied for each probe: %s", ", ".join(read))
+
+    def _verify(self, direction: Direction, closure: Closure) -> None:
+        """Hold the probe to one in place, on as many weights as are quickly copied; raise nothing, copy all instead."""
+        assert self.reached is not None
+        some, size = set[str](), 0
+        for name, p in sorted(direction.parameters, key=lambda pair: pair[1].numel()):
+            size += p.numel() * p.element_size()
+            if name in self.reached and size <= VERIFIED:
+                some.add(name)
+        part = direction.only(some)
+        if not some:
+            return
+        with pristine([p for _, p in part.parameters]):
+            part.add_(1.0)
+            expected = closure()
+        measured = self._at(part, 1.0, closure)
+        if not close(measured, expected, [p for _, p in part.parameters]):
+            logger.warning(
+                "a just-in-time probe measures %g where one in place measures %g: weights are copied for each probe",
+                measured, expected,
+            )  # fmt: skip
+            self.reached = set()
+
+    def _try_pair(self, direction: Direction, closure: Closure, paired: PairedClosure) -> bool:
+        """Whether a doubled batch measures what two forwards do."""
+        alone = self._at(direction, 1.0, closure), self._at(direction, -1.0, closure)
+        try:
+            together = self._pair(direction, paired)
+        except (NotPaired, RuntimeError, ValueError, TypeError, IndexError) as error:
+            logger.info("no probes in pairs: %s", error)
+            return False
+        weights = [p for _, p in direction.parameters]
+        if all(close(a, b, weights) for a, b in zip(together, alone, strict=True)):
+            return True
+        logger.info("no probes in pairs: they measure %s, and two forwards %s", together, alone)
+        return False

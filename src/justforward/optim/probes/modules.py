@@ -1,0 +1,301 @@
+"""Perturbed weights made right before a module multiplies by them, in scratch that is used again and again.
+
+The weights themselves are only read, so a probe leaves every bit of them, in every dtype, without a second copy.
+
+A probe may be *paired*: the closure then evaluates a doubled batch in one forward, whose first half sees theta + eps z
+and whose second half theta - eps z. Both come from one draw, so a step draws z twice instead of three times.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from justforward.noise import backend
+from justforward.optim.directions.dense import Perturbation
+from justforward.optim.scored_head import ScoredLinear, float32_linear
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 5 << 19
+"""Elements of a weight that are perturbed at a time: 10 MB of float32 stay in cache until they are multiplied."""
+
+FEW = 1 << 16
+"""Weights of at most so many elements (norms, biases) are perturbed all at once, before the forward begins: a launch of
+their own would cost more than their noise."""
+
+
+class NotPaired(RuntimeError):
+    """A module was given something that has no two halves: the model cannot be probed in pairs."""
+
+
+class JustInTime:
+    """The modules of a model that own trainable parameters.
+
+    Args:
+        model: whose modules own the parameters.
+        parameters: the trainable ones. A tied weight has one name.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Sequence[tuple[str, Tensor]]):
+        self.scratch = Scratch()
+        self.few = {name: p for name, p in parameters if p.numel() <= FEW}
+        names = {id(p): name for name, p in parameters}
+        self.modules: list[_Module] = []
+        for module in model.modules():
+            own = {a: names[id(p)] for a, p in module.named_parameters(recurse=False) if id(p) in names}
+            if own:
+                self.modules.append(_Module(module, own, self.scratch))
+
+    @contextmanager
+    def perturbed(self, by: Perturbation) -> Iterator[None]:
+        """Inside, modules compute with perturbed weights: those of the parameters that `by` has keys for.
+
+        Unless paired, parameters of few elements have perturbed copies in their place throughout.
+        """
+        few = {name: p for name, p in self.few.items() if name in by.keys}
+        by.moved = moved_copies(self.scratch, few, by)
+        originals = {name: p.data for name, p in few.items()}
+        installed: list[_Module] = []
+        try:
+            if not by.paired:
+                by.reached.update(few)
+                for name, p in few.items():
+                    p.data = by.moved[0][name]
+            for module in self.modules:
+                if module.install(by):
+                    installed.append(module)
+            yield
+        finally:
+            for module in reversed(installed):
+                module.remove()
+            for name, p in few.items():
+                p.data = originals[name]
+
+
+def moved_copies(
+    scratch: Scratch, tensors: dict[str, Tensor], by: Perturbation, *, start: int = 0, use: int = 0
+) -> list[dict[str, Tensor]]:
+    """In scratch, theta + eps z of the named tensors and, paired, theta - eps z too.
+
+    start: the number of their first element, where they are pieces of parameters; use: which buffers of the scratch.
+    """
+    signs = 2 if by.paired else 1
+    if not tensors:
+        return [{} for _ in range(signs)]
+    totals: dict[tuple[torch.device, torch.dtype], int] = {}
+    for t in tensors.values():
+        totals[t.device, t.dtype] = totals.get((t.device, t.dtype), 0) + t.numel()
+    result: list[dict[str, Tensor]] = []
+    for sign in range(signs):
+        left = {key: scratch.take(*key, total, use + sign) for key, total in totals.items()}
+        result.append({})
+        for name, t in tensors.items():
+            flat = left[t.device, t.dtype]
+            result[sign][name], left[t.device, t.dtype] = flat[: t.numel()].view(t.shape), flat[t.numel() :]
+    for device in {t.device for t in tensors.values()}:
+        here = [name for name, t in tensors.items() if t.device == device]
+        backend(device).perturb_many(
+            [result[0][n] for n in here],
+            [tensors[n].detach() for n in here],
+            [by.keys[n] for n in here],
+            [by.scales[n] for n in here],
+            starts=start,
+            distribution=by.distribution,
+            mirrors=[result[1][n] for n in here] if by.paired else None,
+        )
+    return result
+
+
+class Scratch:
+    """Buffers for perturbed weights, one per use and nesting depth, as large as the largest need."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
+        self.depth = 0
+
+    def take(self, device: torch.device, dtype: torch.dtype, count: int, use: int = 0) -> Tensor:
+        """`count` elements, of no particular value."""
+        key = (use, self.depth, device, dtype)
+        buffer = self.buffers.get(key)
+        if buffer is None or buffer.numel() < count:
+            buffer = self.buffers[key] = torch.empty(count, dtype=dtype, device=device)
+        return buffer[:count]
+
+
+class _Module:
+    """One module, and how it computes while it is installed."""
+
+    def __init__(self, module: nn.Module, own: dict[str, str], scratch: Scratch):
+        self.module, self.own, self.scratch = module, own, scratch
+        self.by = Perturbation({}, {}, "gaussian", False)
+        self.used: dict[str, str] = {}
+        self.original: Callable[..., Any] | None = None
+        self.hooked = "forward" in vars(module)
+
+    def install(self, by: Perturbation) -> bool:
+        """Make the module compute with perturbed weights, where it has any that are not in place already."""
+        self.used = {a: name for a, name in self.own.items() if name in by.keys}
+        if not self.used or (not by.paired and all(name in by.moved[0] for name in self.used.values())):
+            return False
+        self.by, module = by, self.module
+        self.hooked = "forward" in vars(module)
+        self.original = module.forward
+        weight = self.used.get("weight")
+        if not self.hooked and type(module) in (nn.Linear, ScoredLinear) and weight is not None:
+            module.forward = self._linear  # type: ignore[method-assign]
+        elif not self.hooked and type(module) is nn.Embedding and module.max_norm is None:
+            module.forward = self._embedding  # type: ignore[method-assign]
+        else:
+            module.forward = self._swapped  # type: ignore[method-assign]
+        return True
+
+    def remove(self) -> None:
+        """Leave the module as it was."""
+        if self.hooked:
+            self.module.forward = self.original  # type: ignore[method-assign, assignment]
+        else:
+            del self.module.forward
+        self.original = None
+
+    def _linear(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]: x W'^T + b', W' made in pieces of whole rows."""
+        self.by.reached.update(self.used.values())
+        module = self.module
+        assert isinstance(module, nn.Linear)
+        scored = isinstance(module, ScoredLinear)
+        if isinstance(module, ScoredLinear) and module.wanted is not None:
+            return self._wanted(x, module, module.wanted)
+        halves, weight = self._halves(x), module.weight.detach()
+        rows, width = weight.shape
+        dtype = torch.float32 if scored else torch.promote_types(x.dtype, weight.dtype)
+        step = max(1, CHUNK // len(halves) // width)
+        if rows <= step and len(halves) == 1:
+            (pair,) = self._moved({"weight": weight, "bias": module.bias})
+            return (float32_linear if scored else nn.functional.linear)(x, pair["weight"], pair["bias"])
+        biases = self._moved({"bias": module.bias}, use=4)
+        out = torch.empty((*x.shape[:-1], rows), dtype=dtype, device=x.device)
+        for first in range(0, rows, step):
+            pieces = self._moved({"weight": weight[first : first + step]}, start=first * width)
+            for half, piece, bias, to in zip(halves, pieces, biases, out.chunk(len(halves)), strict=True):
+                b = None if bias["bias"] is None else bias["bias"][first : first + step]
+                product = float32_linear if scored else nn.functional.linear
+                to[..., first : first + step] = product(half, piece["weight"], b)
+        return out
+
+    def _wanted(self, x: Tensor, module: ScoredLinear, wanted: Tensor) -> Tensor:
+        """[..., in] -> [..., U]: only the outputs that are wanted, in float32."""
+        halves, weight = self._halves(x), module.weight.detach()
+        moved = [torch.empty((len(wanted), weight.shape[1]), dtype=weight.dtype, device=weight.device) for _ in halves]
+        self._perturb_rows(moved, weight, wanted)
+        biases = [b["bias"] for b in self._moved({"bias": module.bias})]
+        chosen = [None if b is None else b[wanted] for b in biases]
+        return torch.cat([float32_linear(h, w, b) for h, w, b in zip(halves, moved, chosen, strict=True)])
+
+    def _embedding(self, ids: Tensor) -> Tensor:
+        """Rows of W', made as they are looked up: to find repeated ids, a GPU would have to be waited for."""
+        self.by.reached.update(self.used.values())
+        assert isinstance(self.module, nn.Embedding)
+        weight, half = self.module.weight.detach(), self._halves(ids)[0].numel()
+        shape = (ids.numel(), weight.shape[1])
+        moved = [
+            torch.empty(shape, dtype=weight.dtype, device=weight.device) for _ in range(2 if self.by.paired else 1)
+        ]
+        self._perturb_rows(moved, weight, ids.reshape(-1))
+        looked_up = torch.cat([moved[0][:half], moved[1][half:]]) if self.by.paired else moved[0]
+        return looked_up.view(*ids.shape, -1)
+
+    def _swapped(self, *args: Any, **kwargs: Any) -> Any:
+        """Any module: its own forward, with perturbed weights in place of its own."""
+        self.by.reached.update(self.used.values())
+        assert self.original is not None
+        given = [(args, kwargs)]
+        if self.by.paired:
+            given = [
+                tree_map(lambda v, i=i: self._halves(v)[i] if isinstance(v, Tensor) else v, given[0]) for i in (0, 1)
+            ]
+        tensors = {a: getattr(self.module, a) for a in self.used}
+        originals = {a: t.data for a, t in tensors.items()}
+        results = []
+        moved = self._moved(originals)
+        self.scratch.depth += 1
+        try:
+            for weights, (some_args, some_kwargs) in zip(moved, given, strict=True):
+                for a, t in tensors.items():
+                    t.data = weights[a]
+                results.append(self.original(*some_args, **some_kwargs))
+        finally:
+            self.scratch.depth -= 1
+            for a, t in tensors.items():
+                t.data = originals[a]
+        return results[0] if len(results) == 1 else _joined(*results)
+
+    def _halves(self, x: Tensor) -> Sequence[Tensor]:
+        if not self.by.paired:
+            return (x,)
+        if x.dim() == 0 or x.shape[0] % 2:
+            raise NotPaired(f"{type(self.module).__name__} was given {tuple(x.shape)}, which has no two halves")
+        return x.chunk(2)
+
+    def _moved(self, tensors: dict[str, Any], *, start: int = 0, use: int = 2) -> list[dict[str, Any]]:
+        """The attributes given at theta + eps z and, paired, at theta - eps z; what is not trained stays as it is."""
+        result: list[dict[str, Any]] = [dict(tensors) for _ in range(2 if self.by.paired else 1)]
+        fresh: dict[str, Tensor] = {}
+        for a, name in self.used.items():
+            if a not in tensors or tensors[a] is None:
+                continue
+            if name in self.by.moved[0]:
+                for sign, values in enumerate(result):
+                    values[a] = self.by.moved[sign][name]
+            else:
+                fresh[name] = tensors[a]
+        if fresh:
+            copies = moved_copies(self.scratch, fresh, self.by, start=start, use=use)
+            for sign, values in enumerate(result):
+                values |= {a: copies[sign][name] for a, name in self.used.items() if name in copies[sign]}
+        return result
+
+    def _perturb_rows(self, outs: list[Tensor], weight: Tensor, rows: Tensor) -> None:
+        name, by = self.used["weight"], self.by
+        mirror = outs[1] if len(outs) == 2 else None
+        noise = backend(weight.device)
+        noise.perturb_rows(outs[0], weight, rows, by.keys[name], by.scales[name], by.distribution, mirror=mirror)
+
+
+def _joined(first: Any, second: Any) -> Any:
+    """The outputs of two halves of a batch as those of the whole."""
+    if isinstance(first, Tensor):
+        return torch.cat([first, second])
+    if type(first) in (tuple, list):
+        return type(first)(_joined(a, b) for a, b in zip(first, second, strict=True))
+    if first is None:
+        return None
+    raise NotPaired(f"a module returned {type(first).__name__}, which has no two halves")
+
+
+class Reads(TorchDispatchMode):
+    """Notes which of the given tensors any operation reads inside.
+
+    During a probe nothing may read a weight itself: whatever does would see theta unperturbed.
+    """
+
+    def __init__(self, parameters: Sequence[tuple[str, Tensor]]):
+        super().__init__()
+        self.watched = {p.untyped_storage().data_ptr(): name for name, p in parameters}
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view:
+            for value in tree_leaves((args, kwargs)):
+                if type(value) in (Tensor, nn.Parameter):
+                    name = self.watched.get(value.untyped_storage().data_ptr())
+                    if name is not None:
+                        self.names.add(name)
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,161 @@
+"""Predictions and metrics: zero-shot, in-context learning (ICL), calibration, generation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+
+from justforward.scoring import ScoringEngine
+from justforward.scoring.generation import Generator
+from justforward.scoring.prompts import PromptEncoder, Row
+from justforward.tasks.base import Sample
+from justforward.tasks.metrics import METRICS, Prediction
+
+logger = logging.getLogger(__name__)
+
+ALWAYS_SHOWN = 3
+"""So many samples are logged with prompt, scores and prediction even when not verbose."""
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one sample; one line of the predictions file.
+
+    scores: one per candidate, the mean log-probability (with calibration: the difference of the summed ones), or
+    None for generation; predicted: the candidate or the generated text; correct: what was accepted.
+    """
+
+    id: Any
+    candidates: tuple | None
+    scores: tuple[float, ...] | None
+    predicted: Any
+    correct: Any
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, for JSON."""
+        return asdict(self)
+
+
+class Evaluator:
+    """Evaluates one model on samples of one task.
+
+    Args:
+        encoder: renders prompts (it holds the task).
+        engine: scores candidates.
+        generator: continues prompts; needed by generation tasks only.
+        calibration: surface-form competition (Holtzman et al. 2021): subtract the candidate's log-probability after
+            a content-free prompt, "sfc" without and "icl_sfc" with the demonstrations.
+        verbose: log every sample, not only the first three.
+    """
+
+    def __init__(
+        self,
+        encoder: PromptEncoder,
+        engine: ScoringEngine,
+        generator: Generator | None = None,
+        *,
+        calibration: Literal["sfc", "icl_sfc"] | None = None,
+        verbose: bool = False,
+    ):
+        self.encoder, self.engine, self.generator = encoder, engine, generator
+        self.task = encoder.task
+        self.calibration = calibration
+        self.verbose = verbose
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        samples: Sequence[Sample],
+        demonstrations: Sequence[Sequence[Sample]] | None = None,
+        progress: Progress | None = None,
+    ) -> list[Outcome]:
+        """One outcome per sample, in order.
+
+        Args:
+            samples: what to predict.
+            demonstrations: for each sample the demonstrations before it; None for zero-shot.
+            progress: told the number of samples (a float's worth, rounded) each forward pass finished.
+        """
+        shots = demonstrations if demonstrations is not None else [()] * len(samples)
+        assert len(shots) == len(samples)
+        self.engine.model.eval()
+        outcomes = (self._generate if self.task.generation else self._choose)(samples, shots, progress)
+        for i, (sample, outcome) in enumerate(zip(samples, outcomes, strict=True)):
+            if self.verbose or i < ALWAYS_SHOWN:
+                self._show(i, sample, shots[i], outcome)
+        return outcomes
+
+    def metrics(self, samples: Sequence[Sample], outcomes: Sequence[Outcome]) -> dict[str, float]:
+        """The task's metric of these outcomes by name, and exact match (em) beside it for generated answers."""
+        predictions = [self._prediction(s, o) for s, o in zip(samples, outcomes, strict=True)]
+        names = dict.fromkeys([self.task.metric, "em"] if self.task.generation else [self.task.metric])
+        return {name: METRICS.get(name)(predictions) for name in names}
+
+    def _prediction(self, sample: Sample, outcome: Outcome) -> Prediction:
+        predicted = outcome.predicted if sample.candidates is None else sample.candidates.index(outcome.predicted)
+        return Prediction(predicted, self.task.target(sample))
+
+    def _generate(
+        self, samples: Sequence[Sample], shots: Sequence[Sequence[Sample]], progress: Progress | None
+    ) -> list[Outcome]:
+        assert self.generator is not None, "a generation task needs a generator"
+        prompts = [self.encoder.generation(s, d) for s, d in zip(samples, shots, strict=True)]
+        texts = self.generator.generate(prompts, progress)
+        return [Outcome(s.id, None, None, text, s.correct) for s, text in zip(samples, texts, strict=True)]
+
+    def _choose(
+        self, samples: Sequence[Sample], shots: Sequence[Sequence[Sample]], progress: Progress | None
+    ) -> list[Outcome]:
+        rows: list[list[Row]] = []
+        calibration: list[list[Row]] = []
+        for sample, demos in zip(samples, shots, strict=True):
+            rows.append(self.encoder.candidates(sample, demos))
+            if self.calibration:
+                context = demos if self.calibration == "icl_sfc" else ()
+                calibration.append(self.encoder.candidates(sample, context, calibration=True))
+        flat = [row for group in rows for row in group]
+        plain = self.engine.score(flat, _in_samples(progress, flat, len(samples)))
+        if self.calibration:
+            values = plain.sums() - self.engine.score([row for group in calibration for row in group]).sums()
+        else:
+            values = plain.means()
+        outcomes = []
+        for sample, scores in zip(samples, values.cpu().split([len(group) for group in rows]), strict=True):
+            assert sample.candidates is not None
+            best = int(scores.argmax())
+            outcomes.append(
+                Outcome(sample.id, sample.candidates, tuple(scores.tolist()), sample.candidates[best], sample.correct)
+            )
+        return outcomes
+
+    def _show(self, i: int, sample: Sample, demos: Sequence[Sample], outcome: Outcome) -> None:
+        logger.info("sample %d (id %s), %d demonstrations", i, sample.id, len(demos))
+        prompt = self.task.prompt(sample)
+        logger.info("  prompt: %r", prompt)
+        if outcome.scores is not None:
+            for candidate, score in zip(outcome.candidates or (), outcome.scores, strict=True):
+                logger.info("  %9.4f  %r", score, self.task.verbalize(sample, candidate)[len(prompt) :])
+        logger.info("  predicted: %s   correct: %s", outcome.predicted, outcome.correct)
+
+
+def _in_samples(progress: Progress | None, rows: list[Row], samples: int) -> Progress | None:
+    """Translate scored tokens into finished samples."""
+    if progress is None:
+        return None
+    tokens = sum(len(r.tokens) - r.start for r in rows)
+    done, told = 0, 0
+
+    def tell(scored: int) -> None:
+        nonlocal done, told
+        done += scored
+        now = done * samples // tokens
+        progress(now - told)
+        told = now
+
+    return tell

@@ -1,0 +1,146 @@
+"""Training objectives: (engine, batch of examples) -> a scalar loss, differentiable when gradients are on.
+
+An objective encodes a sample into an `Example` once, before training. At a step the batch is planned once
+(`Batch`), and evaluated as often as the optimiser wants.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from justforward.registry import Registry
+from justforward.scoring import Plan, Scores, ScoringEngine
+from justforward.scoring.prompts import PromptEncoder, Row
+from justforward.tasks.base import Sample
+
+
+@dataclass(frozen=True)
+class Example:
+    """One encoded training sample: its token rows, and which of them is right.
+
+    `sample` and `prompt` (the token row to continue) are there for objectives that reward outputs.
+    """
+
+    rows: tuple[Row, ...]
+    label: int
+    sample: Sample | None = None
+    prompt: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples with the plan that scores all their rows.
+
+    weight: the number of items the loss averages; normalise: False where logits do in place of log-probabilities.
+    """
+
+    examples: tuple[Example, ...]
+    plan: Plan
+    weight: int
+    normalise: bool = True
+
+
+@dataclass(frozen=True)
+class Measured:
+    """loss: [] float32; correct: [B] bool, or None where nothing is chosen."""
+
+    loss: Tensor
+    correct: Tensor | None = None
+
+
+class Objective(Protocol):
+    """What training minimises."""
+
+    def encode(self, encoder: PromptEncoder, sample: Sample) -> Example:
+        """Token rows of one sample. Raises ValueError for a sample this objective cannot train on."""
+        ...
+
+    def batch(self, engine: ScoringEngine, examples: Sequence[Example]) -> Batch:
+        """Plan the forward passes of a batch."""
+        ...
+
+    def measure(self, engine: ScoringEngine, batch: Batch) -> Measured:
+        """The batch's mean loss, and which of its examples are right where that can be told from the scores."""
+        ...
+
+
+class ScoredObjective(ABC):
+    """An objective that is a function of the rows' scores."""
+
+    @abstractmethod
+    def evaluate(self, scores: Scores, batch: Batch) -> Measured:
+        """The loss, and what is right, from the scores of the batch's rows."""
+
+    def measure(self, engine: ScoringEngine, batch: Batch) -> Measured:
+        """See Objective."""
+        return self.evaluate(engine.run(batch.plan, normalise=batch.normalise), batch)
+
+    def measure_pair(self, engine: ScoringEngine, batch: Batch) -> Tensor:
+        """[2] losses, of the two halves of the doubled batch, in one pass."""
+        pair = engine.run_pair(batch.plan, normalise=batch.normalise)
+        return torch.stack([self.evaluate(scores, batch).loss for scores in pair])
+
+
+OBJECTIVES: Registry[type] = Registry("objective", entry_points="justforward.training.objectives")
+
+
+@OBJECTIVES.register("classification")
+class Classification(ScoredObjective):
+    """Cross-entropy over the candidates' length-normalised log-probabilities (MeZO paper, appendix E.4).
+
+    loss = mean over examples of  -s[label] + log sum_k exp s[k],  s[k] = mean over tokens of log p(candidate k).
+    """
+
+    def encode(self, encoder: PromptEncoder, sample: Sample) -> Example:
+        """All candidates' rows; the label is the index of the gold candidate."""
+        label = encoder.task.gold_index(sample)
+        return Example(tuple(encoder.candidates(sample)), label)
+
+    def batch(self, engine: ScoringEngine, examples: Sequence[Example]) -> Batch:
+        """See Objective; the loss averages examples.
+
+        Where the candidates of an example are one token each after one prompt, the sum over the vocabulary is the same
+        in all its scores and cancels in the loss: the head is run for the candidates' tokens alone.
+        """
+        plan = engine.plan([r for e in examples for r in e.rows])
+        cancels = all(
+            r.start == len(r.tokens) - 1 and r.tokens[:-1] == e.rows[0].tokens[:-1] for e in examples for r in e.rows
+        )
+        return Batch(tuple(examples), plan, len(examples), normalise=not cancels)
+
+    def evaluate(self, scores: Scores, batch: Batch) -> Measured:
+        """See the class; an example is right when its label has the highest score."""
+        by_example = scores.means().split([len(e.rows) for e in batch.examples])
+        losses = [torch.logsumexp(s, 0) - s[e.label] for s, e in zip(by_example, batch.examples, strict=True)]
+        correct = [s.argmax() == e.label for s, e in zip(by_example, batch.examples, strict=True)]
+        return Measured(torch.stack(losses).mean(), torch.stack(correct))
+
+
+@OBJECTIVES.register("teacher_forcing")
+class TeacherForcing(ScoredObjective):
+    """Mean negative log-probability of the gold option's tokens, over all tokens of the batch.
+
+    only_option: False scores the prompt's tokens too (language modelling of the whole text).
+    """
+
+    def __init__(self, *, only_option: bool = True):
+        self.only_option = only_option
+
+    def encode(self, encoder: PromptEncoder, sample: Sample) -> Example:
+        """The gold option's row alone."""
+        return Example((encoder.gold(sample, only_option=self.only_option),), 0)
+
+    def batch(self, engine: ScoringEngine, examples: Sequence[Example]) -> Batch:
+        """See Objective; the loss averages tokens."""
+        plan = engine.plan([e.rows[0] for e in examples])
+        return Batch(tuple(examples), plan, int(plan.lengths.sum()))
+
+    def evaluate(self, scores: Scores, batch: Batch) -> Measured:
+        """See the class."""
+        return Measured(-scores.token_logprobs.mean())

@@ -1,0 +1,329 @@
+"""Hugging Face Trainers: MeZO for any Trainer, and training on objectives through the scoring engine.
+
+Only public hooks are overridden: the training loop, evaluation, checkpoints and resuming are the Trainer's own.
+"""
+
+from __future__ import annotations
+
+import functools
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
+from accelerate.data_loader import prepare_data_loader
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction, Trainer, TrainingArguments
+
+from justforward.optim import Estimate, MeZO, NoiseSource
+from justforward.optim.distribution.ranks import Ranks
+from justforward.optim.distribution.shards import is_sharded, shard
+from justforward.scoring import ScoringEngine
+from justforward.training.objectives import Batch, Example, Objective, ScoredObjective
+from justforward.training.trajectory_trainer import TrajectoryMixin
+
+# A mixin stands before a Trainer in the bases; to the type checker it is one.
+_Base = Trainer if TYPE_CHECKING else object
+
+
+class MeZOMixin(TrajectoryMixin):
+    """Makes any Trainer subclass train with MeZO: `class MyTrainer(MeZOMixin, SomeTrainer): ...`.
+
+    The loss is whatever the Trainer's `compute_loss` returns, evaluated twice per batch without gradients and
+    without dropout. Learning rate, schedule, weight decay (none on biases and norms) and accumulation are those of
+    `TrainingArguments`; its `seed` seeds the directions.
+
+    Args:
+        zo_eps: size of the probe.
+        zo_samples: directions per step.
+        zo_shaping: "none", "rank" or "zscore"; see MeZO.
+        zo_max_skipped: so many steps in a row with a loss that is not finite end the training.
+        zo_rounding: how updates of 16-bit weights are rounded; see MeZO.
+        zo_probe: how weights are moved to measure; see MeZO. With torch_compile "auto" is "copy": compiled models read
+            weights where they are.
+        noise: where directions come from; None for counter-based Gaussian noise.
+        zo_direction_groups: into how many groups the ranks are split, which probe directions of their own; each group
+            is given all data of a step.
+        zo_check_steps: so often ranks compare checksums of their weights.
+        model_placed: the model is where it is to be, and not to be moved to the device.
+
+    Further arguments are TrajectoryMixin's (the log of the run, and checkpoints made of it) and the Trainer's.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        zo_eps: float = 1e-3,
+        zo_samples: int = 1,
+        zo_shaping: str = "none",
+        zo_max_skipped: int = 20,
+        zo_rounding: str = "stochastic",
+        zo_probe: str = "auto",
+        noise: NoiseSource | None = None,
+        zo_direction_groups: int = 1,
+        zo_check_steps: int = 100,
+        model_placed: bool = False,
+        **kwargs: Any,
+    ):
+        self.model_placed = model_placed
+        self.mezo_settings: dict[str, Any] = {
+            "eps": zo_eps,
+            "samples": zo_samples,
+            "shaping": zo_shaping,
+            "max_skipped": zo_max_skipped,
+            "rounding": zo_rounding,
+            "probe": zo_probe,
+            "noise": noise,
+            "direction_groups": zo_direction_groups,
+            "check_every": zo_check_steps,
+        }
+        arguments = kwargs.get("args") or (args[1] if len(args) > 1 else None)
+        if arguments is not None:
+            if arguments.fp16:
+                raise ValueError(
+                    "fp16 scales gradients, and MeZO has none: load the model in 16 bits instead "
+                    "(--load_float16 or --load_bfloat16)"
+                )
+            if arguments.torch_compile:
+                if zo_probe in ("paired", "just_in_time"):
+                    raise ValueError(
+                        f"--torch_compile and --zo_probe {zo_probe} exclude each other: a compiled model reads weights "
+                        "where they are; use --zo_probe copy (exact, a second copy of the weights) or in_place"
+                    )
+                self.mezo_settings["probe"] = "copy" if zo_probe == "auto" else zo_probe
+            if arguments.fsdp:
+                kwargs["save_trajectory"] = True  # a checkpoint is a mark in the log: no weights are gathered for it
+                _shard(kwargs["model"] if "model" in kwargs else next(iter(args)), arguments)
+                self.model_placed = True
+            # More GPUs in one process would be wrapped in DataParallel, which replicates weights at every forward.
+            arguments._n_gpu = min(arguments.n_gpu, 1)
+        super().__init__(*args, **kwargs)
+        # DistributedDataParallel synchronises gradients, and there are none; ranks exchange scalars instead.
+        self.accelerator.prepare_model = functools.partial(
+            self.accelerator.prepare_model, evaluation_mode=True, device_placement=not self.model_placed
+        )
+        self._started = time.perf_counter()
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """A MeZO over the trainable parameters."""
+        if self.optimizer is None:
+            model = model if model is not None else self.model
+            assert model is not None
+            decayed = set(self.get_decay_parameter_names(model))
+            named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+            groups = [
+                {"params": [x for x in named if x[0] in decayed], "weight_decay": self.args.weight_decay},
+                {"params": [x for x in named if x[0] not in decayed], "weight_decay": 0.0},
+            ]
+            # accelerate wraps the optimiser without passing attributes through: keep our own reference.
+            self.mezo = self.optimizer = MeZO(
+                groups, lr=self.args.learning_rate, seed=self.args.seed, model=model, **self.mezo_settings
+            )
+        return self.optimizer
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        if not self.model_placed:
+            super()._move_model_to_device(model, device)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As the Trainer's, but that the ranks of a group share the data of a step, and every group is given all."""
+        ranks = Ranks.current(self.mezo_settings["direction_groups"])
+        if ranks.groups == 1:
+            return super().get_train_dataloader()
+        accelerator: Any = self.accelerator
+        prepare = accelerator.prepare_data_loader
+        accelerator.prepare_data_loader = functools.partial(_prepare_for_group, accelerator, ranks)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            accelerator.prepare_data_loader = prepare
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Two forward passes on one micro-batch; the optimiser's step applies what they measured."""
+        assert self.mezo is not None
+        model.eval()
+        inputs = self._prepare_inputs(inputs)
+
+        def closure() -> Tensor:
+            with self.compute_loss_context_manager():
+                loss = self.compute_loss(model, inputs)
+            assert isinstance(loss, Tensor)
+            return loss
+
+        paired = self.paired_closure(model, inputs)
+        estimate = self.mezo.estimate(closure, weight=self.batch_weight(inputs), paired=paired)
+        loss = torch.tensor(estimate.loss, device=self.args.device)
+        return loss / self.current_gradient_accumulation_steps
+
+    def paired_closure(self, model: nn.Module, inputs: dict[str, Any]) -> Callable[[], Tensor] | None:
+        """What evaluates both probes of this micro-batch in one forward; see `MeZO.estimate`. None: two forwards."""
+        return None
+
+    def batch_weight(self, inputs: dict[str, Any]) -> float:
+        """How many items the loss of this micro-batch averages; accumulated estimates are weighted by it."""
+        return 1.0
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add what MeZO knows to the Trainer's training logs."""
+        if "loss" in logs and self.mezo is not None and self.mezo.last is not None:
+            last: Estimate = self.mezo.last
+            logs.pop("grad_norm", None)
+            steps_per_second = self.state.global_step / (time.perf_counter() - self._started)
+            logs |= {
+                "projected_grad": round(last.projected_grad, 6),
+                "skipped_steps": self.mezo.skipped,
+                "zero_steps": self.mezo.zero_steps,
+                "steps_per_second": round(steps_per_second, 4),
+                "peak_memory_mib": round(peak_memory_mib()),
+            }
+        super().log(logs, *args, **kwargs)
+
+
+def _shard(model: Any, arguments: TrainingArguments) -> None:
+    """Spread the model over the ranks; accelerate's FSDP would expect gradients and an optimiser's state."""
+    if arguments.world_size == 1:
+        raise ValueError("--fsdp spreads a model over several processes, and there is one: start it with torchrun")
+    shard(model, arguments.device)
+    arguments.fsdp, arguments.fsdp_plugin_args = None, None
+
+
+def _prepare_for_group(accelerator: Accelerator, ranks: Ranks, loader: DataLoader, **_: Any) -> DataLoader:
+    """`Accelerator.prepare_data_loader`, with the ranks of one group in place of all."""
+    return prepare_data_loader(
+        loader,
+        accelerator.device,
+        num_processes=ranks.members,
+        process_index=ranks.member,
+        split_batches=accelerator.split_batches,
+        put_on_device=accelerator.device_placement,
+        rng_types=list(accelerator.rng_types or ()),
+        dispatch_batches=accelerator.dispatch_batches,
+        even_batches=accelerator.even_batches,
+        use_seedable_sampler=accelerator.use_seedable_sampler,
+        data_seed=accelerator.dataloader_config.data_seed,
+        non_blocking=accelerator.non_blocking,
+    )
+
+
+class MeZOTrainer(MeZOMixin, Trainer):
+    """The Hugging Face Trainer with MeZO as its optimiser."""
+
+
+class ObjectiveMixin(_Base):
+    """A Trainer on `Example`s whose loss is an objective evaluated through the scoring engine."""
+
+    def __init__(self, *args: Any, objective: Objective, engine: ScoringEngine, **kwargs: Any):
+        self.objective, self.engine = objective, engine
+        arguments = kwargs.get("args") or (args[1] if len(args) > 1 else None)
+        if arguments is not None and arguments.ddp_broadcast_buffers is None:
+            # It would be done at every forward, and ranks do not make equally many. Nothing here changes buffers.
+            arguments.ddp_broadcast_buffers = False
+        super().__init__(*args, data_collator=collate, compute_metrics=_accuracy, **kwargs)
+        self.model_accepts_loss_kwargs = False
+        if engine.prefix_length and self.args.world_size > 1 and not isinstance(self, MeZOMixin):
+            raise ValueError("--prefix_tuning with --trainer regular trains in one process: use NUM_GPU=1, or LoRA")
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As the Trainer's; but FSDP works on CPU processes too, where accelerate leaves its plugin aside."""
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp and self.accelerator.distributed_type == DistributedType.MULTI_CPU:
+            state = self.accelerator.state
+            state.distributed_type = DistributedType.FSDP
+            settings: Any = self.args.fsdp_plugin_args or {}
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**settings)
+            self.is_fsdp_enabled = True
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the Trainer's; a sharded model is gathered into one ordinary checkpoint."""
+        assert isinstance(self.model, nn.Module)
+        # MeZO's checkpoints on the way are marks in its log.
+        if not (self.is_fsdp_enabled or (is_sharded(self.model) and not _internal_call)):
+            super().save_model(output_dir, _internal_call)
+            return
+        gathered = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        self._save(output_dir, state_dict=gathered)
+        self.accelerator.wait_for_everyone()
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
+        """The objective's loss; the plan is made once and kept with the inputs for the next call."""
+        with self._calling(model):
+            measured = self.objective.measure(self.engine, self._planned(inputs))
+        return (measured.loss, measured.correct) if return_outputs else measured.loss
+
+    @contextmanager
+    def _calling(self, model: nn.Module) -> Iterator[None]:
+        self.engine.caller = model
+        try:
+            yield
+        finally:
+            self.engine.caller = self.engine.model
+
+    def paired_closure(self, model: nn.Module, inputs: dict[str, Any]) -> Callable[[], Tensor] | None:
+        """The objective on the doubled batch, where that fits the token budget."""
+        objective, batch = self.objective, self._planned(inputs)
+        if not isinstance(objective, ScoredObjective) or not self.engine.fits_twice(batch.plan):
+            return None
+
+        def closure() -> Tensor:
+            with self._calling(model), self.compute_loss_context_manager():
+                return objective.measure_pair(self.engine, batch)
+
+        return closure
+
+    def batch_weight(self, inputs: dict[str, Any]) -> float:
+        """The number of examples or tokens that the objective averages."""
+        return float(self._planned(inputs).weight)
+
+    def _planned(self, inputs: dict[str, Any]) -> Batch:
+        if "batch" not in inputs:
+            assert isinstance(self.model, nn.Module)
+            self.engine.one_forward = bool(self.is_fsdp_enabled) or is_sharded(self.model)
+            inputs["batch"] = self.objective.batch(self.engine, inputs["examples"])
+            self.engine.one_forward = False
+        return inputs["batch"]
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Evaluation of a batch: its loss, and which of its examples are right."""
+        with torch.no_grad():
+            loss, correct = self.compute_loss(model, inputs, return_outputs=True)
+        return loss, None if correct is None else correct.float(), inputs["labels"]
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not estimated: what is fed depends on the plan."""
+        return 0
+
+
+class ObjectiveTrainer(ObjectiveMixin, Trainer):
+    """Backpropagation on an objective."""
+
+
+class ObjectiveMeZOTrainer(ObjectiveMixin, MeZOMixin, Trainer):
+    """MeZO on an objective."""
+
+
+def _accuracy(evaluated: EvalPrediction) -> dict[str, float]:
+    return {"accuracy": float(np.mean(evaluated.predictions))}
+
+
+def collate(examples: Sequence[Example]) -> dict[str, Any]:
+    """A batch of examples; `labels` lets the Trainer see the batch's size."""
+    return {"examples": list(examples), "labels": torch.tensor([e.label for e in examples])}
+
+
+def peak_memory_mib() -> float:
+    """Peak memory of this process so far: allocated on the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,277 @@
+"""The trajectory log in the Hugging Face Trainer: every step is logged, and a run goes on from its log alone.
+
+OUTPUT_DIR/trajectory.log holds the run. A checkpoint may be a mark in that log (`save_trajectory`): instead of weights
+it holds `trajectory.json`, and is loaded by replaying the log up to its step. Resuming, and loading the best
+checkpoint at the end, work with either kind.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.trainer_callback import ExportableState
+
+from justforward.optim import CounterNoise, MeZO
+from justforward.optim.distribution.ranks import gathered
+from justforward.optim.log import FILE_NAME, LogError, Trajectory, TrajectoryWriter, difference, read
+from justforward.trajectory.recording import (
+    UNPREDICTABLE,
+    apply_steps,
+    describe_run,
+    describe_schedule,
+    fingerprint,
+    learning_rates,
+    restore,
+    set_schedule,
+)
+
+logger = logging.getLogger(__name__)
+
+_Base = Trainer if TYPE_CHECKING else object
+
+MARK = "trajectory.json"
+"""In a checkpoint without weights: {"step": its step, "from": a checkpoint with weights to start from, or null}."""
+
+
+class TrajectoryMixin(_Base):
+    """Logs a MeZO run and resumes from the log.
+
+    Args:
+        trajectory: False writes no log.
+        run_facts: what else pins the run, JSON values for the log's header (the base model's name, the job).
+        reload_base: gives the trained parameters' values before the first step, by name; without it a copy of them is
+            kept while it may be needed.
+        save_trajectory: checkpoints hold no weights.
+    """
+
+    mezo: MeZO | None = None
+
+    def __init__(
+        self,
+        *args: Any,
+        trajectory: bool = True,
+        run_facts: Mapping[str, Any] | None = None,
+        reload_base: Callable[[], Mapping[str, Tensor]] | None = None,
+        save_trajectory: bool = False,
+        **kwargs: Any,
+    ):
+        self.writes_log, self.run_facts, self.reload_base = trajectory, run_facts, reload_base
+        self.save_trajectory = save_trajectory
+        self.total_steps = 0
+        self._base: str = ""
+        super().__init__(*args, **kwargs)
+        if trajectory and self.args.lr_scheduler_type in UNPREDICTABLE:
+            logger.warning("no trajectory log: the schedule %s depends on evaluation", self.args.lr_scheduler_type)
+            self.writes_log = False
+        if save_trajectory and not self.writes_log:
+            raise ValueError("--save_trajectory needs the trajectory log, which this run does not write")
+        self._log = _LogCallback(self)
+        self.add_callback(self._log)
+
+    @property
+    def log_path(self) -> Path:
+        """Where the run is logged."""
+        return Path(self.args.output_dir or ".") / FILE_NAME
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; `resume_from_checkpoint` may also be a trajectory log: the run goes on where it ends."""
+        assert isinstance(self.model, nn.Module)
+        if self.writes_log:
+            self._base = fingerprint(self.model)
+            if self.reload_base is None and (self.save_trajectory or self._is_log(resume_from_checkpoint)):
+                kept = {n: p.detach().cpu().clone() for n, p in self.model.named_parameters() if p.requires_grad}
+                self.reload_base = lambda: kept
+        if self._is_log(resume_from_checkpoint):
+            resume_from_checkpoint = self._checkpoint_at_end(Path(str(resume_from_checkpoint)))
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[arg-type]
+        finally:
+            self._log.close()
+
+    @staticmethod
+    def _is_log(resume: str | bool | None) -> bool:
+        return isinstance(resume, str) and Path(resume).is_file()
+
+    def _checkpoint_at_end(self, path: Path) -> str | None:
+        """A checkpoint folder for the last step of a log: the one that is there, or a new mark."""
+        log = read(path)
+        log.check()
+        step = len(log.steps)
+        if step == 0:
+            return None
+        folder = Path(self.args.output_dir or ".")
+        mark = folder / f"checkpoint-{step}"
+        if self.args.should_save:
+            self._mark_end(folder, mark, step)
+        gathered(None)  # no rank goes on before the mark is there
+        logger.info("going on from %s at step %d", path, step)
+        return str(mark)
+
+    def _mark_end(self, folder: Path, mark: Path, step: int) -> None:
+        """Make a checkpoint for the last step of the log, unless there is one."""
+        saved = {int(p.name.split("-")[1]): p for p in folder.glob("checkpoint-*") if _complete(p)}
+        if step in saved:
+            return
+        full = [s for s in saved if s < step and not (saved[s] / MARK).exists()]
+        start = saved[max(full)] if full else None
+        earlier = [s for s in saved if s < step]
+        exportable = [c for c in [*self.callback_handler.callbacks, self.control] if isinstance(c, ExportableState)]
+        state = TrainerState(train_batch_size=self.args.train_batch_size, stateful_callbacks=exportable)  # type: ignore[arg-type]
+        state.compute_steps(self.args, self.args.max_steps)
+        if earlier:
+            state = TrainerState.load_from_json(str(saved[max(earlier)] / "trainer_state.json"))
+        state.global_step = step
+        shutil.rmtree(mark, ignore_errors=True)  # what a kill left of a checkpoint that was being saved
+        mark.mkdir(parents=True)
+        _write_mark(mark, step, start)
+        state.save_to_json(str(mark / "trainer_state.json"))
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """As the Trainer's; the number of steps is part of what pins a run."""
+        self.total_steps = num_training_steps
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def header(self) -> dict[str, Any]:
+        """What pins this run."""
+        assert self.mezo is not None
+        schedule = describe_schedule(self.args, self.total_steps)
+        return describe_run(self.mezo, schedule, self._base, self.run_facts)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the Trainer's; a checkpoint without weights gets its mark instead."""
+        if _internal_call and self._log.writer is not None:
+            self._log.writer.sync()  # before the checkpoint: a loss of power must not leave a mark ahead of its log
+        if _internal_call and self.save_trajectory and output_dir is not None:
+            if self.args.should_save:
+                Path(output_dir).mkdir(parents=True, exist_ok=True)
+                _write_mark(Path(output_dir), self.state.global_step, None)
+            return
+        super().save_model(output_dir, _internal_call)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.save_trajectory:  # a mark is loaded by replaying, and the log holds what these are a function of
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        start = _start_of(Path(resume_from_checkpoint))
+        if start is not None:  # weights; a mark alone is replayed once there is an optimiser
+            super()._load_from_checkpoint(str(start), model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        mark = _read_mark(checkpoint)
+        if mark is None or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        start = _start_of(Path(checkpoint))
+        super()._load_optimizer_and_scheduler(None if start is None else str(start))
+        self._replay(mark["step"])
+        rate = next(itertools.islice(learning_rates(self.header()["schedule"]), mark["step"], None))
+        assert self.mezo is not None
+        set_schedule(self.lr_scheduler, self.mezo, mark["step"], rate)
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        mark = _read_mark(best)
+        if mark is None:
+            super()._load_best_model()
+            return
+        assert self.mezo is not None
+        assert self.reload_base is not None
+        assert isinstance(self.model, nn.Module)
+        logger.info("replaying the log to the best checkpoint, step %d", mark["step"])
+        restore(self.model, self.reload_base())
+        self.mezo.rewind()
+        self._replay(mark["step"])
+
+    def _replay(self, step: int) -> None:
+        """Apply the logged steps from where the optimiser stands up to `step`."""
+        assert self.mezo is not None
+        log = self._own_log()
+        if len(log.steps) < step:
+            log.check()
+            raise LogError(f"{self.log_path}: holds {len(log.steps)} steps and step {step} is asked for")
+        apply_steps(self.mezo, log.header, log.steps[:step], first=self.mezo.steps_done)
+
+    def _own_log(self) -> Trajectory:
+        log = read(self.log_path)
+        header = json.loads(json.dumps(self.header()))
+        if header != log.header:
+            raise LogError(f"{self.log_path}: is of another run: {difference(log.header, header)}")
+        return log
+
+
+class _LogCallback(TrainerCallback):
+    """Opens the log when training begins, whatever it begins from, and closes it when it ends."""
+
+    def __init__(self, trainer: TrajectoryMixin):
+        self.trainer = trainer
+        self.writer: TrajectoryWriter | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        trainer = self.trainer
+        if not trainer.writes_log or trainer.mezo is None or not isinstance(trainer.mezo.noise, CounterNoise):
+            return
+        if args.should_save:
+            header = json.loads(json.dumps(trainer.header()))
+            resume_at = state.global_step if state.global_step and trainer.log_path.exists() else None
+            if state.global_step and resume_at is None:
+                logger.warning("no log of the steps before %d: this run writes none", state.global_step)
+                return
+            try:
+                self.writer = TrajectoryWriter(trainer.log_path, header, resume_at=resume_at)
+            except LogError as error:  # the weights are a checkpoint's, and their steps are not in this log
+                put_aside(trainer.log_path)
+                logger.warning("%s; going on from the checkpoint without a log", error)
+                return
+            trainer.mezo.trajectory = self.writer
+
+    def close(self) -> None:
+        """Close the log, whether training has ended or failed."""
+        if self.writer is not None:
+            self.writer.close()
+        if self.trainer.mezo is not None:
+            self.trainer.mezo.trajectory = None
+
+
+def put_aside(log: Path) -> None:
+    """Keep the log of another run under a name of its own; it is a whole run, and small."""
+    number = next(i for i in itertools.count(1) if not log.with_name(f"trajectory-{i}.log").exists())
+    log.rename(log.with_name(f"trajectory-{number}.log"))
+    logger.info("the log of another run in %s is kept as trajectory-%d.log", log.parent, number)
+
+
+def _write_mark(folder: Path, step: int, start: Path | None) -> None:
+    value = {"step": step, "from": None if start is None else start.name}
+    (folder / MARK).write_text(json.dumps(value), encoding="utf-8")
+
+
+def _read_mark(checkpoint: str | None) -> dict[str, Any] | None:
+    if checkpoint is None or not (Path(checkpoint) / MARK).exists():
+        return None
+    return json.loads((Path(checkpoint) / MARK).read_text(encoding="utf-8"))
+
+
+def _start_of(checkpoint: Path) -> Path | None:
+    """The checkpoint whose weights `checkpoint` starts from: itself, what its mark names, or None for the base."""
+    mark = _read_mark(str(checkpoint))
+    if mark is None:
+        return checkpoint
+    start = None if mark["from"] is None else checkpoint.parent / mark["from"]
+    return start if start is not None and _complete(start) else None
+
+
+def _complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint was saved to its end: its state is written last, and not at once."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return checkpoint.name.split("-")[-1].isdigit()

@@ -1,0 +1,145 @@
+"""A training run as a trajectory log: what pins it, and how a model is rebuilt from it.
+
+`justforward.optim.log` is the file format; here are the header's parts that need a model or a schedule.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import itertools
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import TrainingArguments, get_scheduler
+
+from justforward.optim import MeZO
+from justforward.optim.distribution.shards import pieces
+from justforward.optim.log import is_skipped
+
+UNPREDICTABLE = ("reduce_lr_on_plateau", "greedy")
+"""Schedules that depend on what evaluation finds: a log cannot tell their learning rates."""
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A digest of all weights, trained and frozen: names, shapes, dtypes and bits."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, p in model.named_parameters():
+        p = p.detach()
+        flat = (p.full_tensor() if isinstance(p, DTensor) else p).cpu().contiguous().flatten()
+        crc = zlib.crc32(flat.view(torch.uint8).numpy().data) if flat.numel() else 0
+        digest.update(f"{name} {tuple(p.shape)} {p.dtype} {crc}\n".encode())
+    return digest.hexdigest()
+
+
+def describe_schedule(args: TrainingArguments, total_steps: int) -> dict[str, Any]:
+    """The learning rate of every step, as what `transformers.get_scheduler` takes."""
+    name = getattr(args.lr_scheduler_type, "value", str(args.lr_scheduler_type))
+    kwargs = args.lr_scheduler_kwargs if isinstance(args.lr_scheduler_kwargs, dict) else {}
+    return {
+        "name": name,
+        "lr": args.learning_rate,
+        "warmup_steps": args.get_warmup_steps(total_steps),
+        "total_steps": total_steps,
+        "kwargs": kwargs,
+    }
+
+
+def learning_rates(schedule: Mapping[str, Any]) -> Iterator[float]:
+    """The learning rates of steps 0, 1, 2, ..."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=schedule["lr"])
+    scheduler = get_scheduler(
+        schedule["name"],
+        optimizer,
+        num_warmup_steps=schedule["warmup_steps"],
+        num_training_steps=schedule["total_steps"],
+        scheduler_specific_kwargs=dict(schedule["kwargs"]) or None,
+    )
+    while True:
+        yield optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        scheduler.step()
+
+
+def describe_run(
+    mezo: MeZO, schedule: Mapping[str, Any], base: str, facts: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The header of a run's log.
+
+    Args:
+        mezo: the optimiser.
+        schedule: of its learning rate (see describe_schedule).
+        base: fingerprint of the weights before the first step.
+        facts: what else the caller knows: the base model's name, how it is loaded and tuned, the job.
+    """
+    return {
+        "format": 1,
+        "version": importlib.metadata.version("justforward"),
+        "base": base,
+        "schedule": dict(schedule),
+        **mezo.describe(),
+        **(facts or {}),
+    }
+
+
+def apply_steps(
+    mezo: MeZO, header: Mapping[str, Any], steps: Sequence[tuple[float, ...]], *, first: int = 0, progress: Any = None
+) -> None:
+    """Apply the logged steps number `first` to the last; `mezo` stands before step `first`."""
+    assert mezo.steps_done == first, (mezo.steps_done, first)
+    limit, mezo.max_skipped = mezo.max_skipped, len(steps) + 1
+    rates = itertools.islice(learning_rates(header["schedule"]), first, None)
+    for values, rate in zip(steps[first:], rates, strict=False):
+        for group in mezo.param_groups:
+            group["lr"] = rate
+        mezo.apply_logged(values)
+        if progress is not None:
+            progress(1)
+    mezo.max_skipped = limit
+
+
+def restore(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy weights into the parameters of the same names."""
+    named = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in weights.items():
+            for piece, start in pieces(named[name]):
+                piece.copy_(value.flatten()[start : start + piece.numel()].view_as(piece))
+
+
+def groups_of(header: Mapping[str, Any], model: nn.Module) -> list[dict[str, Any]]:
+    """The parameter groups that a header describes, over this model's parameters.
+
+    Raises ValueError where the model has other parameters than the run had.
+    """
+    named = dict(model.named_parameters())
+    groups: list[dict[str, Any]] = [{**group, "params": []} for group in header["groups"]]
+    for name, shape, dtype, group in header["parameters"]:
+        p = named.get(name)
+        if p is None or list(p.shape) != shape or str(p.dtype) != f"torch.{dtype}":
+            found = "is missing" if p is None else f"is {str(p.dtype).removeprefix('torch.')} {list(p.shape)}"
+            raise ValueError(f"the log is of another model: its {name} is {dtype} {shape}, here it {found}")
+        groups[group]["params"].append((name, p))
+    return groups
+
+
+def count_skipped(steps: Iterable[tuple[float, ...]]) -> int:
+    """Steps that applied nothing because a loss was not finite."""
+    return sum(is_skipped(values) for values in steps)
+
+
+def set_schedule(scheduler: Any, optimizer: torch.optim.Optimizer, step: int, rate: float) -> None:
+    """Put a learning-rate scheduler where it would be after `step` steps."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        state = scheduler.state_dict()
+        scheduler.load_state_dict(
+            {**state, "last_epoch": step, "_step_count": step + 1, "_last_lr": [rate] * len(optimizer.param_groups)}
+        )
+    for group in optimizer.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,153 @@
+"""The program around the job: commands, exit codes, what goes to which stream."""
+
+import errno
+import importlib.metadata
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import justforward
+from justforward.command_line.arguments import Parsed
+from justforward.commands import cli
+from justforward.commands.cli import COMMANDS, main
+
+ROOT = Path(__file__).parents[3]
+
+
+class Experiment(types.ModuleType):
+    """A stand-in for the job: records what it was asked, and raises what a test puts into `raises`."""
+
+    def __init__(self):
+        super().__init__("justforward.experiment")
+        self.asked: list[Parsed] = []
+        self.raises: BaseException | None = None
+
+    def run(self, parsed):
+        self.asked.append(parsed)
+        if self.raises:
+            raise self.raises
+
+
+@pytest.fixture
+def experiment(monkeypatch):
+    module = Experiment()
+    monkeypatch.setitem(sys.modules, "justforward.experiment", module)
+    monkeypatch.setattr(justforward, "experiment", module, raising=False)
+    return module
+
+
+@pytest.mark.parametrize("words", [["--num_train", "4"], ["run", "--num_train", "4"]])
+def test_runs_the_job(experiment, words, capsys):
+    assert main(words) == 0
+    assert [parsed.job.num_train for parsed in experiment.asked] == [4]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_takes_the_process_arguments_where_none_are_given(experiment, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["justforward", "--num_eval", "3"])
+    assert main() == 0
+    assert experiment.asked[0].job.num_eval == 3
+
+
+def test_notes_go_to_stderr(experiment, capsys):
+    assert main(["--use_ipex", "--logging_dir", "logs"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[:2] for line in lines] == [["justforward", " note"]] * 2
+    assert len(experiment.asked) == 1
+
+
+def test_a_users_mistake_found_by_the_job(experiment, capsys):
+    experiment.raises = ValueError("two\n  lines")
+    assert main([]) == 2
+    assert capsys.readouterr().err == "justforward: error: two lines (JUSTFORWARD_TRACEBACK=1 shows where)\n"
+
+
+def test_traceback_on_request(experiment, monkeypatch):
+    monkeypatch.setenv("JUSTFORWARD_TRACEBACK", "1")
+    experiment.raises = ValueError("deep inside")
+    with pytest.raises(ValueError, match="deep inside"):
+        main([])
+
+
+def test_interrupt(experiment, capsys):
+    experiment.raises = KeyboardInterrupt()
+    assert main([]) == 130
+    assert capsys.readouterr().err == "justforward: interrupted\n"
+
+
+def test_a_bug_keeps_its_traceback(experiment):
+    experiment.raises = RuntimeError("a bug")
+    with pytest.raises(RuntimeError, match="a bug"):
+        main([])
+
+
+def test_another_command_is_picked_by_the_first_word(monkeypatch):
+    seen = []
+    monkeypatch.setitem(COMMANDS._loaders, "replay", lambda: seen.append)
+    assert main(["replay", "--log", "x"]) == 0
+    assert seen == [["--log", "x"]]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["--num_trian", "--help"], ["run", "--help"]])
+def test_help(words, capsys):
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("usage: justforward ")
+    assert "--zo_eps" in out
+    assert err == ""
+
+
+def test_version(capsys, monkeypatch):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("justforward 0.")
+    monkeypatch.setattr(importlib.metadata, "version", _not_installed)
+    assert main(["--version"]) == 0
+    assert "not installed" in capsys.readouterr().out
+
+
+def _not_installed(name):
+    raise importlib.metadata.PackageNotFoundError(name)
+
+
+@pytest.mark.parametrize("command", [["run.py"], ["-m", "justforward"]])
+def test_entry_points(command):
+    ran = subprocess.run([sys.executable, *command, "--num_trian", "4"], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 2
+    assert ran.stderr == "justforward: error: unknown argument '--num_trian' (did you mean '--num_train'?)\n"
+
+
+def test_run_py_needs_no_installation(tmp_path):
+    """-S hides site-packages: the package is found through run.py's own folder, from anywhere."""
+    script = str(ROOT / "run.py")
+    ran = subprocess.run([sys.executable, "-S", script, "--version"], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0
+    assert ran.stdout.startswith("justforward ")
+
+
+def test_the_help_page_names_every_command(capsys):
+    for words in (["--help"], ["help"]):
+        assert main(words) == 0
+        page = capsys.readouterr().out
+        assert all(f"\n  {name:8} {cli.DESCRIPTIONS[name]}\n" in page for name in cli.COMMANDS.names())
+
+
+def test_what_the_system_refuses_is_one_line(monkeypatch, capsys):
+    def full(words):
+        raise OSError(errno.ENOSPC, "No space left on device", "/full/file")
+
+    monkeypatch.setattr(cli, "run", full)
+    assert main(["run"]) == 2
+    assert capsys.readouterr().err.startswith("justforward: error: /full/file: No space left on device")
+
+
+def test_a_reader_that_leaves_early_is_no_mistake():
+    words = [sys.executable, "-m", "justforward", "task", "list"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as job:
+        assert job.stdout is not None
+        assert job.stderr is not None
+        job.stdout.close()
+        assert job.stderr.read() == b""
+    assert job.returncode == 141
