@@ -59,7 +59,7 @@ def test_the_reference_has_the_public_names(site):
     for name in (
         "optim.MeZO",
         "optim.MeZO.estimate",
-        "trainer.MeZOMixin",
+        "training.trainer.MeZOMixin",
         "tasks.Task",
         "scoring.ScoringEngine",
         "load",
