@@ -68,28 +68,6 @@ def run(arguments: list[str]) -> None:
         raise SystemExit(code)
 
 
-def plot(history: list[dict], zero_shot: float, accuracy: float, path: Path) -> None:
-    """Training loss and accuracy on the development set by step, with the held-out accuracy before and after."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    losses = [(h["step"], h["loss"]) for h in history if "loss" in h]
-    left.plot(*zip(*losses, strict=True), color="tab:blue")
-    left.set(title="Loss, mean of the two probes", xlabel="step", ylabel="cross-entropy (nats)")
-    dev = [(h["step"], h["eval_accuracy"]) for h in history if "eval_accuracy" in h]
-    right.plot(*zip(*dev, strict=True), color="tab:green", marker="o", label="development set")
-    right.axhline(zero_shot, color="gray", linestyle=":", label=f"held out, zero-shot: {zero_shot:.3f}")
-    right.axhline(accuracy, color="black", linestyle="--", label=f"held out, fine-tuned: {accuracy:.3f}")
-    right.set(title="Accuracy", xlabel="step")
-    right.legend(loc="lower right")
-    for axis in (left, right):
-        axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=130)
-
-
 def prepare() -> None:
     """Unpack data and model."""
     prepare_data(CACHE / "data" / "SST2")
@@ -98,6 +76,8 @@ def prepare() -> None:
 
 def main(seed: int = 0) -> None:
     """Zero-shot, fine-tune, again; then the plot."""
+    from justforward.reporting.figures import write_learning_curves
+
     prepare()
     place = ["--task_name", "SST2", "--model_name", str(CACHE / "model"), "--data_dir", str(CACHE / "data")]
     RESULT.mkdir(parents=True, exist_ok=True)
@@ -117,7 +97,8 @@ def main(seed: int = 0) -> None:
     minutes = (time.perf_counter() - started) / 60
     accuracies = [json.loads(path.read_text())["accuracy"] for path in (before, after)]
     history = json.loads((output / "trainer_state.json").read_text())["log_history"]
-    plot(history, *accuracies, path=RESULT / f"mezo-seed{seed}.png")
+    held_out = {"zero-shot": accuracies[0], "fine-tuned": accuracies[1]}
+    write_learning_curves(history, held_out, output.with_suffix(".svg"))
     print(f"\naccuracy on {HELD_OUT} held-out sentences: zero-shot {accuracies[0]:.3f}, fine-tuned {accuracies[1]:.3f}")
     print(f"trained and evaluated in {minutes:.1f} minutes; results, checkpoint and plot: {RESULT}")
 

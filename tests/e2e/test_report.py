@@ -55,6 +55,9 @@ def test_two_seeds_and_their_report(tmp_path, monkeypatch):
     mean = 50 * sum(result["accuracy"] for result in results)
     assert f"{mean:.1f}" in text
     assert "n = 2" in text
-    assert page.count("<polyline") == 2 + 2 + 1 + 2  # losses, evaluations, the histogram of both, courses
+    for seed in (0, 1):
+        assert page.count(f"<title>MeZO, train set {seed}, seed {seed}</title>") == 3  # loss, evaluation, course
+    assert page.count("<title>MeZO</title>") == 2  # the histogram of both: its outline and its area
+    assert page.count('role="img"') == 1 + 4  # beside the published numbers; and these four
     for name in ("report.md", "report.csv", "report.tex"):
         assert f"{mean:.1f}" in Path(name).read_text(encoding="utf-8")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from justforward.command_line.parser import Parser
-from justforward.reporting import plots
 from justforward.reporting.charts import trainings
 from justforward.reporting.page import many, to_html
 from justforward.reporting.reading import read_runs
-from justforward.reporting.tables import group, labels, make_table
+from justforward.reporting.tables import Group, group, labels, make_table
 from justforward.reporting.texts import to_csv, to_latex, to_markdown
 from justforward.results.files import write_text
 
@@ -22,8 +22,6 @@ def report_command(words: list[str]) -> None:
     page = Path(given.output)
     if page.suffix != ".html":
         raise ValueError(f"--output {given.output}: give a name that ends in .html; the other files get its name")
-    if given.plots:
-        plots.check_matplotlib()
     runs, warnings = read_runs(given.paths)
     groups = group(runs)
     repeated = len(runs) - sum(len(g.runs) for g in groups)
@@ -37,11 +35,17 @@ def report_command(words: list[str]) -> None:
     files = {page: to_html(groups, warnings, [path.name for path in files]), **files}
     try:
         for path, text in files.items():
-            write_text(path, text)
-        drawn = plots.write_plots(trainings(groups, labels(groups)), page) if given.plots else []
+            write_text(path, text.encode(errors="replace").decode())  # JSON can hold what UTF-8 cannot
+        drawn = _write_plots(groups, page) if given.plots else []
     except OSError as error:
         raise ValueError(f"--output {given.output}: cannot write ({error.strerror})") from error
     print(f"{many(len(runs), 'run')} -> {', '.join(str(path) for path in [*files, *drawn])}")
+
+
+def _write_plots(groups: Sequence[Group], page: Path) -> list[Path]:
+    from justforward.reporting.figures import write_plots  # loads matplotlib
+
+    return write_plots(trainings(groups, labels(groups)), page)
 
 
 def parse(words: list[str]) -> argparse.Namespace:

@@ -1,9 +1,9 @@
-"""What is drawn: charts as data, which `svg` and `plots` draw."""
+"""What is drawn: charts as data, which `figures` draws."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,7 +40,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over a common axis."""
+    """Lines over a common axis.
+
+    filled: the lines are histograms, whose points are the bins' left edges and, at last, the right end; levels: (label,
+    y) of horizontal lines.
+    """
 
     title: str
     x: str
@@ -48,6 +52,7 @@ class Chart:
     lines: list[Line]
     filled: bool = False
     note: str = ""
+    levels: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,17 @@ def trainings(groups: Sequence[Group], names: Sequence[str]) -> list[Training]:
     return made
 
 
+def history_charts(history: Sequence[Mapping[str, float]], held_out: Mapping[str, float]) -> list[Chart]:
+    """Loss and accuracy of one training; held_out: accuracies (0 to 1) of before and after, by name."""
+    losses = [Line("training", 0, _points(history, "loss"))]
+    accuracies = [Line("development set", 2, _points(history, "eval_accuracy", 100))]
+    levels = [(f"held out, {name}: {100 * value:.1f} %", 100 * value) for name, value in held_out.items()]
+    return [
+        Chart("Training", "step", "loss", _with_points(losses)),
+        Chart("Evaluation", "step", "accuracy (%)", _with_points(accuracies), levels=tuple(levels)),
+    ]
+
+
 _Lines = Sequence[tuple[Group, str, int]]
 
 
@@ -122,9 +138,7 @@ def _logged(g: Group) -> bool:
 
 def _losses(lines: _Lines) -> Chart:
     made = [
-        Line(_with_seed(name, run), series, thin([(e["step"], e["loss"]) for e in run.history if "loss" in e]))
-        for g, name, series in lines
-        for run in g.runs
+        Line(_with_seed(name, run), series, _points(run.history, "loss")) for g, name, series in lines for run in g.runs
     ]
     return Chart("Training", "step", "loss", _with_points(made))
 
@@ -134,7 +148,7 @@ def _evaluations(lines: _Lines) -> Chart:
     measured = [name for name in ("eval_accuracy", "eval_f1") if name in names]
     key, scale = (measured[0], 100) if measured else ("eval_loss", 1)
     made = [
-        Line(_with_seed(name, run), series, thin([(e["step"], scale * e[key]) for e in run.history if key in e]))
+        Line(_with_seed(name, run), series, _points(run.history, key, scale))
         for g, name, series in lines
         for run in g.runs
     ]
@@ -153,8 +167,8 @@ def _histogram(lines: _Lines) -> Chart:
     edges = np.linspace(-limit, limit, BINS + 1)
     for name, series, values in found:
         shares = 100 * np.histogram(values, edges)[0] / len(values)
-        xs, ys = np.repeat(edges, 2)[1:-1], np.repeat(shares, 2)
-        chart.lines.append(Line(name, series, [(float(x), float(y)) for x, y in zip(xs, ys, strict=True)]))
+        points = [(float(x), float(y)) for x, y in zip(edges, [*shares, shares[-1]], strict=True)]
+        chart.lines.append(Line(name, series, points))
     beyond = int((np.abs(everything) > limit).sum())
     return dataclasses.replace(chart, filled=True, note=f"{beyond:,} of {len(everything):,} lie outside this range")
 
@@ -170,6 +184,10 @@ def _course(lines: _Lines) -> Chart:
 
 def _gradients(g: Group) -> np.ndarray:
     return np.array([value for run in g.runs if run.log for _, value in run.log.gradients])
+
+
+def _points(history: Sequence[Mapping[str, float]], key: str, scale: float = 1) -> list[Point]:
+    return thin([(entry["step"], scale * entry[key]) for entry in history if key in entry])
 
 
 def _with_seed(name: str, run: Run) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from justforward.reporting import svg
-from justforward.reporting.charts import Chart, comparisons, trainings
+from justforward.reporting.charts import comparisons, trainings
+from justforward.reporting.colours import css, series_style
 from justforward.reporting.runs import Run
 from justforward.reporting.tables import (
     Group,
@@ -29,6 +29,8 @@ NOTHING = "–"
 
 def to_html(groups: Sequence[Group], warnings: Sequence[str], files: Sequence[str]) -> str:
     """The page. files: names of the files beside it."""
+    from justforward.reporting.figures import comparison_chart, line_chart  # loads matplotlib
+
     table, names = make_table(groups), labels(groups)
     runs = [(run, name) for g, name in zip(groups, names, strict=True) for run in g.runs]
     rivals = _rivals(groups, names)
@@ -41,15 +43,16 @@ def to_html(groups: Sequence[Group], warnings: Sequence[str], files: Sequence[st
         summary=_summary(groups, models),
         sections=[*sections, ("runs", "Runs")],
         warnings=warnings,
-        css=Markup(resources.files("justforward.reporting").joinpath("page.css").read_text(encoding="utf-8")),
+        css=Markup(css() + resources.files("justforward.reporting").joinpath("page.css").read_text(encoding="utf-8")),
         note=NOTE,
         table=table,
         models=models,
         has_published=any(block.published for block in table.blocks),
         source=published(),
         source_words=published_source(),
-        comparisons=[(c, Markup(svg.comparison_chart(c))) for c in comparisons(groups)],
+        comparisons=[(c, Markup(comparison_chart(c))) for c in comparisons(groups)],
         trainings=trainings(groups, names),
+        line_chart=lambda chart, task: Markup(line_chart(chart, task)),
         costs=_costs(runs),
         rivals=rivals,
         runs=[_details(run, name) for run, name in runs],
@@ -62,12 +65,8 @@ def _environment() -> Environment:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals |= {"task_title": task_title, "line_chart": _line_chart, "series_class": svg.series_class}
+    environment.globals |= {"task_title": task_title, "series_style": series_style}
     return environment
-
-
-def _line_chart(chart: Chart) -> Markup:
-    return Markup(svg.line_chart(chart))
 
 
 def _summary(groups: Sequence[Group], models: dict[str, str]) -> str:
