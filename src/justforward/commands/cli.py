@@ -6,7 +6,6 @@ when it starts. Exit codes: 0 done, 2 a mistake of the user's (one line on stder
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import sys
 import traceback
@@ -99,6 +98,8 @@ def _one_line(error: ValueError) -> str:
 
 
 def _version() -> str:
+    import importlib.metadata  # as in `registry`: not for --help
+
     try:
         return importlib.metadata.version("justforward")
     except importlib.metadata.PackageNotFoundError:
