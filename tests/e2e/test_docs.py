@@ -178,7 +178,7 @@ def test_a_wrong_command_is_seen(line, tmp_path, monkeypatch):
 
 
 def test_result_file_is_as_shown(tmp_path, monkeypatch):
-    """The README's metrics are those of this very job, up to its clock."""
+    """The metrics shown in docs/results.md are those of this very job, up to its clock."""
     (shown,) = [json.loads(code) for code in blocks("json").values()]
     monkeypatch.chdir(tmp_path)
     counts = ["--num_train", "24", "--num_dev", "8", "--num_eval", "12", "--train_set_seed", "0", "--max_steps", "4"]
@@ -208,6 +208,8 @@ def test_links_and_paths_exist(path):
             assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
     for name in re.findall(r"`((?:src|tests|docs|examples|bench)/[\w./-]+)`", text):
         assert (ROOT / name).exists(), name
+    for name in re.findall(r"`python -m bench\.(\w+)", text):
+        assert (ROOT / "bench" / f"{name}.py").exists(), name
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
@@ -222,15 +224,23 @@ def test_modules_and_what_is_in_them_exist(path):
             pkgutil.resolve_name(name)
 
 
+def test_modules_that_moved_are_where_the_changelog_says():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    moves = re.findall(r"^ *\| `([\w.]+)` \| (`[\w.]+`(?:, `[\w.]+`)*) \|$", text, re.MULTILINE)
+    assert moves
+    for name in re.findall(r"[\w.]+", " ".join(places for _, places in moves)):
+        pkgutil.resolve_name(f"justforward.{name}")
+
+
 def test_migration_tells_the_fate_of_every_old_spelling():
     text = (DOCS / "migration.md").read_text(encoding="utf-8")
     fates = (old_spellings.RENAMED, old_spellings.TRANSLATED, old_spellings.IGNORED, old_spellings.REMOVED)
     assert not [name for fate in fates for name in fate if f"`{name}`" not in text]
 
 
-def test_readme_names_every_task():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (listed,) = re.findall(r"^`TASK` is one of (.+)\.$", text, re.MULTILINE)
+def test_the_papers_page_names_every_task():
+    text = (DOCS / "reproduce.md").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"^`TASK` is one of (.+?);", text, re.MULTILINE)
     assert sorted(listed.split(", ")) == tasks.names()
 
 
