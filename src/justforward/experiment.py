@@ -34,7 +34,7 @@ from justforward.tasks.from_file import pinned
 from justforward.tasks.sampling import TrainSet, eval_indices, train_sets
 from justforward.training.interrupts import InterruptedTraining, SaveOnInterrupt
 from justforward.training.linear_probe import linear_probe
-from justforward.training.progress import quiet_without_terminal, show_progress
+from justforward.training.progress import show_progress
 from justforward.training.resuming import (
     AlreadyTrained,
     StopIfFinished,
@@ -58,7 +58,6 @@ def run(parsed: Parsed, callbacks: Sequence[TrainerCallback] = ()) -> None:
     callbacks: for the Trainer, where the job trains.
     """
     _log_to_stderr()
-    quiet_without_terminal()
     try:
         with ranks_answer():
             _run(parsed, callbacks)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.metadata
 import pkgutil
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -81,5 +80,7 @@ class Registry(Generic[T]):
             for module in pkgutil.iter_modules(package.__path__):
                 importlib.import_module(f"{self._package}.{module.name}")
         if self._entry_points:
-            for point in importlib.metadata.entry_points(group=self._entry_points):
+            from importlib.metadata import entry_points  # takes a tenth of the time to answer --help
+
+            for point in entry_points(group=self._entry_points):
                 self._loaders.setdefault(point.name, point.load)

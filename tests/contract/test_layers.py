@@ -1,14 +1,18 @@
 """The shape of the package: imports run one way, the light parts stay light, files stay short."""
 
 import ast
+import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[2] / "src" / "justforward"
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src" / "justforward"
 MODULES = sorted(PACKAGE.rglob("*.py"))
+DESIGN = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
 
 # A room (or a file at the package's root) may import its own layer and those above it in this list, nowhere else: not
 # even inside a function.
@@ -58,6 +62,22 @@ def for_type_checkers(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
     return {line for node in blocks for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
+
+
+def rooms_by_importer():
+    """What each room or file at the package's root imports of the others, wherever in it; `__main__` is a door only."""
+    found = {room: set() for room in LEVEL.keys() - {"__main__"}}
+    for path in MODULES:
+        own = dotted(path).split(".")[0]
+        targets = {name.split(".")[1] for name, _ in imported(path) if name.startswith("justforward.")}
+        if own in found:
+            found[own] |= targets & found.keys() - {own}
+    return found
+
+
+def below(room, direct):
+    """All that a room imports, also through others."""
+    return direct[room].union(*(below(other, direct) for other in direct[room]))
 
 
 def wrong_way(path):
@@ -135,8 +155,30 @@ def test_a_wrong_import_is_seen_wherever_it_hides(tmp_path, monkeypatch):
     assert list(wrong_way(path)) == [*wrong, "line 7: noise must not import commands"]
 
 
+def test_rooms_stand_in_no_circle():
+    """Rooms of one layer may import one another; a CycleError names those that do it both ways."""
+    graphlib.TopologicalSorter(rooms_by_importer()).prepare()
+
+
+def test_the_design_page_lists_the_layers():
+    (listed,) = re.findall(r"^## The rooms\n\n```\n(.*?)^```$", DESIGN, re.MULTILINE | re.DOTALL)
+    assert [set(line.split(", ")) for line in listed.splitlines()] == LAYERS
+
+
+def test_the_picture_of_the_rooms_is_what_they_import():
+    """An arrow that follows from others (a -> b -> c, so a -> c) is left out."""
+    direct = rooms_by_importer()
+    needed = {
+        room: others - set().union(*(below(other, direct) for other in others)) for room, others in direct.items()
+    }
+    lines = [f"{room} --> {' & '.join(sorted(others))}" for room, others in needed.items() if others]
+    (picture,) = re.findall(r"^```mermaid\ngraph TD\n(.*?)^```$", DESIGN, re.MULTILINE | re.DOTALL)
+    shown = {line.strip() for line in picture.splitlines()}
+    assert shown == set(lines), "docs/design.md should show\n" + "\n".join(lines)
+
+
 def test_unit_tests_lie_in_the_rooms_folders():
-    tests = PACKAGE.parents[1] / "tests" / "unit"
+    tests = ROOT / "tests" / "unit"
     rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} | {"bench"}
     assert {path.name for path in tests.iterdir() if path.is_dir() and path.name != "__pycache__"} <= rooms
     assert {path.stem for path in tests.glob("test_*.py")} == {"test_machine", "test_packaging"}

@@ -5,6 +5,7 @@ Pages that are walked run as a whole, from top to bottom in one folder, with the
 
 import json
 import os
+import pkgutil
 import re
 import shlex
 import shutil
@@ -16,18 +17,25 @@ from pathlib import Path
 import pytest
 from support.golden import DATA, MODEL
 
+import justforward
 from justforward import tasks
 from justforward.command_line import old_spellings
 from justforward.command_line.arguments import parse
 from justforward.commands import doctor, plan, replay, report
 from justforward.commands import task as task_command
 from justforward.commands.cli import COMMANDS, main
+from justforward.models.tuning import TUNERS
+from justforward.noise import BACKENDS
 from justforward.sweep import options
 from justforward.tasks.metrics import METRICS
+from justforward.training.objectives import OBJECTIVES
+from justforward.training.rewards import REWARDS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 DOCUMENTS = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+ROOMS = {module.name for module in pkgutil.iter_modules(justforward.__path__)}
+ENTRY_POINTS = {r._entry_points for r in (tasks.TASKS, METRICS, REWARDS, OBJECTIVES, TUNERS, BACKENDS)}
 WALKED = ("own-reward.md", "tutorial.md")
 FENCE = re.compile(r"^```(\w*)(?: title=\"([\w.]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHOWN_FILE = re.compile(r'--8<-- "(.+)"\n')
@@ -170,7 +178,7 @@ def test_a_wrong_command_is_seen(line, tmp_path, monkeypatch):
 
 
 def test_result_file_is_as_shown(tmp_path, monkeypatch):
-    """The README's metrics are those of this very job, up to its clock."""
+    """The metrics shown in docs/results.md are those of this very job, up to its clock."""
     (shown,) = [json.loads(code) for code in blocks("json").values()]
     monkeypatch.chdir(tmp_path)
     counts = ["--num_train", "24", "--num_dev", "8", "--num_eval", "12", "--train_set_seed", "0", "--max_steps", "4"]
@@ -200,6 +208,28 @@ def test_links_and_paths_exist(path):
             assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
     for name in re.findall(r"`((?:src|tests|docs|examples|bench)/[\w./-]+)`", text):
         assert (ROOT / name).exists(), name
+    for name in re.findall(r"`python -m bench\.(\w+)", text):
+        assert (ROOT / "bench" / f"{name}.py").exists(), name
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_modules_and_what_is_in_them_exist(path):
+    """Names in backticks that begin with the package or one of its rooms, and those that the reference is made of."""
+    text = FENCE.sub("", path.read_text(encoding="utf-8"))
+    for name in re.findall(r"`((?:\w+\.)+\w+)`|^::: (\S+)$", text, re.MULTILINE):
+        name = "".join(name)
+        if name.split(".")[0] in ROOMS and name.split(".")[-1] not in ("py", "md", "log"):
+            name = f"justforward.{name}"
+        if name.startswith("justforward.") and name not in ENTRY_POINTS:
+            pkgutil.resolve_name(name)
+
+
+def test_modules_that_moved_are_where_the_changelog_says():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    moves = re.findall(r"^ *\| `([\w.]+)` \| (`[\w.]+`(?:, `[\w.]+`)*) \|$", text, re.MULTILINE)
+    assert moves
+    for name in re.findall(r"[\w.]+", " ".join(places for _, places in moves)):
+        pkgutil.resolve_name(f"justforward.{name}")
 
 
 def test_migration_tells_the_fate_of_every_old_spelling():
@@ -208,10 +238,15 @@ def test_migration_tells_the_fate_of_every_old_spelling():
     assert not [name for fate in fates for name in fate if f"`{name}`" not in text]
 
 
-def test_readme_names_every_task():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (listed,) = re.findall(r"^`TASK` is one of (.+)\.$", text, re.MULTILINE)
+def test_the_papers_page_names_every_task():
+    text = (DOCS / "reproduce.md").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"^`TASK` is one of (.+?);", text, re.MULTILINE)
     assert sorted(listed.split(", ")) == tasks.names()
+
+
+def test_plug_ins_go_by_the_names_that_they_always_had():
+    kinds = ("tasks", "metrics", "rewards", "objectives", "tuners", "noise")
+    assert {f"justforward.{kind}" for kind in kinds} == ENTRY_POINTS
 
 
 def test_every_dependency_is_justified():

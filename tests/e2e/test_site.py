@@ -67,6 +67,15 @@ def test_the_reference_has_the_public_names(site):
         assert f'id="justforward.{name}"' in pages
 
 
+def test_the_rooms_are_drawn(site):
+    page = (site / "design.html").read_text(encoding="utf-8")
+    picture = page[page.index("<svg viewBox") :]
+    picture = picture[: picture.index("</svg>")]
+    assert {"registry", "commands"} <= set(re.findall(r"<text [^>]+>(\w+)</text>", picture))
+    assert "--&gt;" not in page
+    assert (site / "images" / "demo.svg").exists()
+
+
 def test_nothing_comes_from_another_server(site):
     for path in site.rglob("*.html"):
         text = path.read_text(encoding="utf-8")

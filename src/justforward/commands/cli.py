@@ -6,8 +6,6 @@ when it starts. Exit codes: 0 done, 2 a mistake of the user's (one line on stder
 
 from __future__ import annotations
 
-import importlib.metadata
-import logging
 import os
 import sys
 import traceback
@@ -40,8 +38,7 @@ for _name in DESCRIPTIONS.keys() - {"run", "log"}:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code. Exceptions other than users' mistakes are bugs and propagate."""
     words = list(sys.argv[1:] if argv is None else argv)
-    for library in ("torchao", "torch.utils._pytree"):  # say at every start what they do without
-        logging.getLogger(library).setLevel(logging.ERROR)
+    quiet_without_terminal()
     try:
         command = words.pop(0) if words and not words[0].startswith("-") else "run"
         command, words = ("run", ["--help"]) if command == "help" else (command, words)
@@ -66,6 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"justforward: error: {what}", file=sys.stderr)
         return 2
     return 0
+
+
+def quiet_without_terminal() -> None:
+    """Keep the bars of libraries out of pipes and files. tqdm reads its variable once, when it is imported."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def run(words: list[str]) -> None:
@@ -95,6 +98,8 @@ def _one_line(error: ValueError) -> str:
 
 
 def _version() -> str:
+    import importlib.metadata  # as in `registry`: not for --help
+
     try:
         return importlib.metadata.version("justforward")
     except importlib.metadata.PackageNotFoundError:

@@ -20,7 +20,7 @@ def replay_command(words: list[str]) -> None:
     given = parse("replay", words)
     if given.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"argument --device: {given.device} is not here: torch sees no GPU")
-    loaded = replay(given.log, model_name=given.model, to=given.to, device=given.device, quiet=False)
+    loaded = replay(given.log, model_name=given.model, to=given.to, device=given.device, quiet=None)
     loaded.model.save_pretrained(given.output)
     loaded.tokenizer.save_pretrained(given.output)
     print(f"saved to {given.output}")

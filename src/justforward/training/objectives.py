@@ -87,7 +87,7 @@ class ScoredObjective(ABC):
         return torch.stack([self.evaluate(scores, batch).loss for scores in pair])
 
 
-OBJECTIVES: Registry[type] = Registry("objective", entry_points="justforward.training.objectives")
+OBJECTIVES: Registry[type] = Registry("objective", entry_points="justforward.objectives")
 
 
 @OBJECTIVES.register("classification")

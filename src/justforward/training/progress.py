@@ -24,19 +24,12 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer_utils import has_length
-from transformers.utils.logging import disable_progress_bar
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 MOST_LOSSES = 30
 FIXED_WIDTH = 66
 """Columns that the line needs beside the sparkline and the two numbers of steps; what is left is the bar's."""
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
-
-
-def quiet_without_terminal() -> None:
-    """Keep the bars of loading a model out of pipes and files."""
-    if not sys.stderr.isatty():
-        disable_progress_bar()
 
 
 def show_progress(trainer: Trainer) -> StepTimer:

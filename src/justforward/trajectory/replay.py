@@ -23,7 +23,12 @@ logger = logging.getLogger(__name__)
 
 
 def replay(
-    path: str | Path, *, model_name: str | None = None, to: int | None = None, device: str = "cpu", quiet: bool = True
+    path: str | Path,
+    *,
+    model_name: str | None = None,
+    to: int | None = None,
+    device: str = "cpu",
+    quiet: bool | None = True,
 ) -> LoadedModel:
     """The model as it was after step `to` of a logged run (None: after the last).
 
@@ -34,7 +39,7 @@ def replay(
         model_name: the base model, where it is not (any more) what the log's header names.
         to: number of steps to apply.
         device: where to build it.
-        quiet: show no progress bar.
+        quiet: show no progress bar; None: show one on a terminal only.
 
     Raises ValueError for a log that is damaged, too short, without the base it was made from, or of another version.
     """

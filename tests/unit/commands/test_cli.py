@@ -2,6 +2,9 @@
 
 import errno
 import importlib.metadata
+import importlib.util
+import logging
+import os
 import subprocess
 import sys
 import types
@@ -151,3 +154,34 @@ def test_a_reader_that_leaves_early_is_no_mistake():
         job.stdout.close()
         assert job.stderr.read() == b""
     assert job.returncode == 141
+
+
+def stderr_of(code):
+    """What a new interpreter writes to a stderr that is no terminal."""
+    environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
+def test_a_start_says_nothing_of_what_torchao_does_without():
+    assert stderr_of("import sys, justforward.models.loading; assert 'torchao' in sys.modules") == ""
+
+
+def test_other_warnings_of_the_libraries_are_heard(caplog):
+    for name, level in (("torchao", "error"), ("torchao.quantization", "warning"), ("torch", "warning")):
+        getattr(logging.getLogger(name), level)("heard")
+    logging.getLogger("torchao").warning("not heard")
+    assert caplog.messages == ["heard"] * 3
+
+
+def test_no_bars_of_libraries_without_a_terminal(monkeypatch):
+    bar = "import tqdm; list(tqdm.tqdm(range(3)))"
+    quiet = "from justforward.commands.cli import quiet_without_terminal; quiet_without_terminal()"
+    assert "3/3" in stderr_of(bar)
+    assert stderr_of(f"{quiet}; {bar}") == ""
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setattr(sys, "stderr", types.SimpleNamespace(isatty=lambda: True))
+    cli.quiet_without_terminal()
+    assert "TQDM_DISABLE" not in os.environ
