@@ -16,7 +16,8 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainingArguments
 
-from justforward.assembly import Assembly, check_reporters
+from justforward import launcher
+from justforward.assembly import Assembly, check_reporters, training_arguments
 from justforward.auto.settle import FILE_NAME as AUTO_FILE
 from justforward.auto.settle import settle
 from justforward.command_line.arguments import Parsed
@@ -24,7 +25,7 @@ from justforward.command_line.job import JobArguments
 from justforward.models.loading import LoadedModel
 from justforward.models.tuning import merge_lora
 from justforward.optim import DivergenceError
-from justforward.optim.distribution.ranks import RankError, Ranks, gathered, join_cpu_ranks, ranks_answer
+from justforward.optim.distribution.ranks import RankError, Ranks, gathered, ranks_answer
 from justforward.optim.distribution.shards import is_sharded
 from justforward.results.files import result_name, write_json, write_jsonl
 from justforward.results.provenance import run_facts
@@ -57,7 +58,7 @@ def run(parsed: Parsed, callbacks: Sequence[TrainerCallback] = ()) -> None:
 
     callbacks: for the Trainer, where the job trains.
     """
-    _log_to_stderr()
+    _log_to_stderr(launcher.settle().rank)
     quiet_without_terminal()
     try:
         with ranks_answer():
@@ -70,7 +71,7 @@ def _run(parsed: Parsed, callbacks: Sequence[TrainerCallback]) -> None:
     job = parsed.job
     task = find_task(job.task_name, job.task_file)
     splits = task.load(job.data_dir)
-    arguments = _training(parsed)
+    arguments = training_arguments(parsed)
     trains = job.trainer != "none"
     if trains and arguments.process_index == 0:
         check_reporters(list(arguments.report_to or []))
@@ -189,7 +190,7 @@ class Experiment:
         objective = self.parts.objective(evaluator)
         arguments = self.arguments
         if folder is not None:
-            arguments = _training(self.parsed, output_dir=str(Path(arguments.output_dir or ".") / folder))
+            arguments = training_arguments(self.parsed, output_dir=str(Path(arguments.output_dir or ".") / folder))
         record = job_record(pinned(asdict(self.job), self.task, self.splits), arguments, train_set=train_set)
         checkpoint = self._checkpoint(arguments, record)
         kind, more = ObjectiveTrainer, {}
@@ -254,7 +255,7 @@ class Experiment:
             anew=self.job.overwrite_output_dir and not relaunched(place),
         )
         parsed = self.parsed.with_values(settled["values"])
-        return replace(self, parsed=parsed, arguments=_training(parsed), settled=settled)
+        return replace(self, parsed=parsed, arguments=training_arguments(parsed), settled=settled)
 
     def _checkpoint(self, arguments: TrainingArguments, record: Mapping[str, Any]) -> str | None:
         """What to continue from; from here on the output folder says that it is this job's."""
@@ -362,15 +363,6 @@ def _advance(bar: tqdm) -> Callable[[int], None]:
     return advance
 
 
-def _training(parsed: Parsed, **overrides: Any) -> TrainingArguments:
-    if parsed.training_kwargs.get("use_cpu"):
-        join_cpu_ranks(parsed.training_kwargs.get("ddp_timeout", TrainingArguments.ddp_timeout))
-    arguments = parsed.training(**overrides)
-    # Without a GPU there is nothing to pin memory for, and torch warns.
-    arguments.dataloader_pin_memory = arguments.dataloader_pin_memory and arguments.device.type == "cuda"
-    return arguments
-
-
 class _AboveProgressBars(logging.Handler):
     """Writes lines to stderr without breaking a progress bar."""
 
@@ -378,9 +370,9 @@ class _AboveProgressBars(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
-def _log_to_stderr() -> None:
+def _log_to_stderr(rank: int) -> None:
     package = logging.getLogger("justforward")
     if not package.handlers:
         package.addHandler(_AboveProgressBars())
-        package.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+        package.setLevel(logging.INFO if rank == 0 else logging.ERROR)
         package.propagate = False

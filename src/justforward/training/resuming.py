@@ -18,6 +18,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from justforward import launcher
 from justforward.optim.distribution.ranks import Ranks, gathered
 from justforward.optim.log import FILE_NAME, LogError, read
 from justforward.results.files import write_json
@@ -204,18 +205,13 @@ def agreed(look: Callable[[], str | None], folder: Path) -> str | None:
 
 def relaunched(folder: Path) -> bool:
     """Whether torchrun has started this process again, or for more machines, in a launch that began in this folder."""
-    launch, restarts = _launch(), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    # "none" is what torchrun calls a launch that was given no name.
-    return bool(launch) and _recorded(folder).get(LAUNCH) == launch and (restarts > 0 or launch != "none")
-
-
-def _launch() -> str:
-    return os.environ.get("TORCHELASTIC_RUN_ID", "")
+    launch = launcher.name()
+    return bool(launch) and _recorded(folder).get(LAUNCH) == launch and (launcher.restarts() > 0 or launch != "none")
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Say in the output folder whose checkpoints it will hold."""
-    write_json(folder / RECORD, {**record, LAUNCH: _launch()})
+    write_json(folder / RECORD, {**record, LAUNCH: launcher.name()})
 
 
 def _recorded(folder: Path) -> dict[str, Any]:
