@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,8 @@ from justforward.models.tuning import merge_lora
 from justforward.optim import DivergenceError
 from justforward.optim.distribution.ranks import RankError, Ranks, gathered, ranks_answer
 from justforward.optim.distribution.shards import is_sharded
-from justforward.results.files import result_name, write_json, write_jsonl
+from justforward.results.files import result_name, try_to_write, write_json, write_jsonl
+from justforward.results.places import place, predictions
 from justforward.results.provenance import run_facts
 from justforward.scoring.evaluation import Evaluator, Outcome
 from justforward.tasks import Sample, Splits, Task, find_task
@@ -313,27 +313,17 @@ class Experiment:
         return [parts[i % ranks.size][i // ranks.size] for i in range(len(samples))]
 
     def _result_path(self, train_set: int | None) -> Path:
-        """Where the metrics go; its folder is made, and tried, before the work starts."""
+        """Where the metrics are to go; its folder is made, and tried, before the work starts."""
         job = self.job
-        name = result_name(
-            task=job.task_name,
-            model=job.model_name,
-            sfc=job.sfc,
-            icl_sfc=job.icl_sfc,
-            num_eval=job.num_eval,
-            num_train=job.num_train,
-            num_dev=job.num_dev,
-            tag=job.tag,
-            train_set=train_set,
-        )
-        path = Path(job.result_file) if job.result_file else Path("result") / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            probe = path.parent / f".{path.name}.{os.getpid()}.probe"  # each of several processes tries
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise ValueError(f"--result_file: cannot write to {path.parent}: {error.strerror}") from error
+        if job.result_file:
+            path = Path(job.result_file)
+            if (job.num_train_sets or 1) > 1:
+                path = path.with_name(f"{path.stem}-trainset{train_set}{path.suffix}")
+        else:
+            names = ("sfc", "icl_sfc", "num_eval", "num_train", "num_dev", "tag")
+            told = {name: getattr(job, name) for name in names}
+            path = "result" / Path(result_name(task=job.task_name, model=job.model_name, train_set=train_set, **told))
+        try_to_write(path)
         return path
 
     def _write(
@@ -348,10 +338,11 @@ class Experiment:
         if self.arguments.process_index != 0:  # every process has the same outcomes
             return
         metrics = evaluator.metrics(samples, outcomes)
-        write_jsonl(path.with_name(f"{path.stem}-predictions.jsonl"), (o.to_json() for o in outcomes))
         seconds = round(time.perf_counter() - started, 2)
         told = run_facts(asdict(self.job), self.parsed.command_line(), self.arguments, facts.get("train_set_seed"))
         facts = {**facts, "num_eval": len(samples), "seconds": seconds, "peak_memory_mib": round(peak_memory_mib())}
+        path = place(path, told["command"], named=self.job.result_file is not None)
+        write_jsonl(predictions(path), (o.to_json() for o in outcomes))
         write_json(path, {**metrics, **facts, "run": told})
         logger.info("%s  -> %s", ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()), path)
 
