@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainingArguments
 
@@ -35,6 +36,7 @@ from justforward.tasks.from_file import pinned
 from justforward.tasks.sampling import TrainSet, eval_indices, train_sets
 from justforward.training.interrupts import InterruptedTraining, SaveOnInterrupt
 from justforward.training.linear_probe import linear_probe
+from justforward.training.output_folder import make_room
 from justforward.training.progress import quiet_without_terminal, show_progress
 from justforward.training.resuming import (
     AlreadyTrained,
@@ -167,6 +169,7 @@ class Experiment:
         probe = linear_probe(evaluator.engine, rows, early_stopping=self.job.lp_early_stopping)
         if self.job.save_model and self.arguments.process_index == 0:
             target = Path(self.arguments.output_dir or ".") / (folder or "")
+            make_room(target, adapter=False, base=self.job.model_name)
             loaded.model.save_pretrained(target)
             loaded.tokenizer.save_pretrained(target)
         return {
@@ -223,6 +226,9 @@ class Experiment:
             # The evaluation that follows runs on the merged weights, which are what is saved.
             trainer.model = merge_lora(loaded.model)
         if self.job.save_model:
+            if arguments.should_save:
+                adapter = isinstance(trainer.model, PeftModel)
+                make_room(Path(arguments.output_dir or "."), adapter=adapter, base=self.job.model_name)
             trainer.save_model()
         if isinstance(trainer, ObjectiveMeZOTrainer) and trainer.log_path.exists() and arguments.process_index == 0:
             write_card(trainer.log_path.parent)
