@@ -26,6 +26,7 @@ from justforward.optim import Estimate, MeZO, NoiseSource
 from justforward.optim.distribution.ranks import Ranks
 from justforward.optim.distribution.shards import is_sharded, shard
 from justforward.scoring import ScoringEngine
+from justforward.training.checkpoint_trainer import CheckpointMixin
 from justforward.training.objectives import Batch, Example, Objective, ScoredObjective
 from justforward.training.trajectory_trainer import TrajectoryMixin
 
@@ -304,7 +305,7 @@ class ObjectiveMixin(_Base):
         return 0
 
 
-class ObjectiveTrainer(ObjectiveMixin, Trainer):
+class ObjectiveTrainer(ObjectiveMixin, CheckpointMixin, Trainer):
     """Backpropagation on an objective."""
 
 
