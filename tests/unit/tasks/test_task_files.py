@@ -87,14 +87,15 @@ def test_other_keys_of_a_task():
 
 @pytest.mark.parametrize(("answer", "right"), [(1, "no"), ("1", "no"), ("no", "no"), (0, "yes"), ("yes", "yes")])
 def test_choices_by_index_or_text(answer, right):
-    task, (sample,) = load_rows(CHOICE, {"q": "?", "a": "yes", "b": "no", "right": answer})
+    first = {"q": "?", "a": "yes", "b": "no", "right": 0}
+    task, (_, sample) = load_rows(CHOICE, first, {**first, "right": answer})
     assert (sample.candidates, sample.correct) == (("yes", "no"), right)
     assert task.target(sample) == ("yes", "no").index(right)
     assert task.verbalize(sample, "yes") == "Q: ?\nA: yes"
 
 
 def test_choices_in_one_list_with_a_text_of_their_own():
-    toml = CHOICE.replace('["a", "b"]', '"c"') + 'choice_text = " {choice}, {unit}."\n'
+    toml = CHOICE.replace('["a", "b"]', '"c"') + 'choice_text = " {choice}, {unit}."\nanswer_kind = "index"\n'
     task, (sample,) = load_rows(toml, {"q": "?", "c": [3, "4", "5"], "unit": "m", "right": 2})
     assert (sample.candidates, sample.correct) == (("3", "4", "5"), "5")
     assert task.verbalize(sample, "4") == "Q: ?\nA: 4, m."
@@ -219,7 +220,7 @@ WRONG_TOML = [
     (CHOICE.replace('answer = "right"\n', ""), "given are: choices"),
     (CHOICE.replace('["a", "b"]', '["a", "a"]'), "choices: must be a list of different strings, not ['a', 'a']"),
     (CHOICE.replace('["a", "b"]', "[1]"), "choices: must be a list of different strings, not [1]"),
-    (CHOICE + 'answer_kind = "letter"', "answer_kind: must be 'index' or 'text', not 'letter'"),
+    (CHOICE + 'answer_kind = "word"', "answer_kind: must be 'index' or 'number' or 'letter' or 'text', not 'word'"),
     (CHOICE + 'choice_text = " {option}"', "choice_text: must hold {choice}"),
     (CHOICE + 'answer_text = "x"', "answer_text: is for generation, and this is multiple choice: leave it out"),
     (CHOICE.replace("{q}", "{q}{right}"), "prompt: {right} is what is to be answered"),
@@ -323,7 +324,8 @@ WRONG_ROWS = [
         "there is no 'txet', which [columns] names 'text' (did you mean 'te",
     ),
     (CHOICE, {**GOOD_CHOICE, "a": " "}, "field 'a' is empty"),
-    (CHOICE, {**GOOD_CHOICE, "a": None}, "field 'a' must be a string, not None"),
+    (CHOICE, {**GOOD_CHOICE, "a": None}, "field 'a' is empty (may_be_empty = [\"a\"] in the task file leaves empty ch"),
+    (CHOICE, {**GOOD_CHOICE, "a": ["x"]}, "field 'a' must be a string, not ['x']"),
     (
         CHOICE,
         {**GOOD_CHOICE, "right": 2},
