@@ -21,7 +21,7 @@ def repeatable(examples):
     )
 
 
-MARKS = '",;\t\n\r \'\\a\u0301é🙂\ufeff\u2028\xa0\x00|1'
+MARKS = "\",;\t\n\r '\\a\u0301é🙂\ufeff\u2028\xa0\x00|1"
 words = st.text(st.sampled_from(MARKS), min_size=1, max_size=8)
 # Quotation marks at the ends of cells are where tables go wrong.
 texts = st.one_of(words, words.map('"{}'.format), words.map('{}"'.format), words.map('"{}"'.format)).filter(str.strip)
@@ -118,16 +118,49 @@ def test_tables(table, tmp_path):
             right = [(text.replace('"', ""), label) for text, label in right]
         assert found == right
         return
-    unicode = table["encoding"] in ("utf-8", "utf-8-sig") or content.isascii() and not table["encoding"].startswith("utf-16")
+    unicode = (
+        table["encoding"] in ("utf-8", "utf-8-sig") or content.isascii() and not table["encoding"].startswith("utf-16")
+    )
     told = delimiter == default or table["told"] != "nowhere"
     quotes_told = table["key"] or (not plain and delimiter != "\t" and not any(m in t for t in cells for m in "\r\n"))
     assert not (unicode and told and quotes_told), (found, content)
 
 
+PIECES = ["a", '"a', 'a"', '"a"', '"', "1", '""a""', "b c"]
+careless = st.lists(st.sampled_from(PIECES), min_size=1, max_size=2)
+
+
+@repeatable(300)
+@given(
+    rows=st.lists(st.tuples(careless, st.sampled_from("10")), min_size=1, max_size=4),
+    label_first=st.booleans(),
+    nameless=st.integers(0, 2),
+    suffix=st.sampled_from(["csv", "tsv"]),
+)
+def test_careless_tables(rows, label_first, nameless, suffix, tmp_path):
+    """Cells written as they are, quotation marks and delimiters included: no row goes, nothing moves."""
+    delimiter = {"csv": ",", "tsv": "\t"}[suffix]
+    right = [(delimiter.join(pieces), label) for pieces, label in rows]
+    lines = [["text", "label"], *right]
+    lines = [[*(reversed(line) if label_first else line), *[""] * nameless] for line in lines]
+    file = f"t.{suffix}"
+    (tmp_path / file).write_text("\n".join(map(delimiter.join, lines)))
+    found = read(tmp_path, "", file)
+    if isinstance(found, list) and suffix == "csv":
+        assert [(text.replace('"', ""), label) for text, label in found] == [
+            (text.replace('"', ""), label) for text, label in right
+        ]
+    elif isinstance(found, list):
+        assert found == right or any(delimiter in text for text, _ in right)
+        assert len(found) == len(right)
+
+
 strings = st.text(st.sampled_from([*'a"é\n\x00 🙂' * 4, "\ud83d", "\ude00"]), min_size=1, max_size=4)
 strings = strings.filter(str.strip)
 values = st.recursive(
-    st.one_of(strings, st.integers(), st.floats(), st.none(), st.booleans(), st.integers(5000, 6000).map(lambda n: 10**n)),
+    st.one_of(
+        strings, st.integers(), st.floats(), st.none(), st.booleans(), st.integers(5000, 6000).map(lambda n: 10**n)
+    ),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(strings, inner, max_size=2),
     max_leaves=4,
 )
@@ -194,7 +227,12 @@ def quizzes(draw):
 
 
 @repeatable(200)
-@given(quiz=quizzes(), told=st.booleans(), as_string=st.booleans(), decoration=st.sampled_from(["{}", "({})", "{}.", " {}"]))
+@given(
+    quiz=quizzes(),
+    told=st.booleans(),
+    as_string=st.booleans(),
+    decoration=st.sampled_from(["{}", "({})", "{}.", " {}"]),
+)
 def test_choices(quiz, told, as_string, decoration, tmp_path):
     names, kind, rows = quiz
     fields = list(names[: len(rows[0][0])]) if names else None
