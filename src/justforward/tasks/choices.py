@@ -142,7 +142,7 @@ class Choices(AnswerReader):
         letter = _LETTER.fullmatch(text)
         if letter is None:
             return -1
-        if all(len(name) == 1 and name.isalpha() for name in self.fields):
-            names = [name.upper() for name in self.fields]
+        names = [] if isinstance(self.choices, str) else [name.upper() for name in self.choices]
+        if names and all(len(name) == 1 and name.isalpha() for name in names):
             return names.index(letter[1].upper()) if letter[1].upper() in names else -1
         return ord(letter[1].upper()) - ord("A")

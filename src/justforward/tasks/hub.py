@@ -10,7 +10,7 @@ from typing import Any
 Hub = tuple[str, str | None]
 """Data set (or a folder) and its configuration."""
 
-_LONGEST_REASON = 300
+_LONGEST_REASON = 500
 
 
 def hub_rows(

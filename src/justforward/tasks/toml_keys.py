@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -210,7 +211,8 @@ class Keys:
         folder = self.path.parent / Path(name).expanduser()
         if name.startswith((".", "/", "~")) and not folder.is_dir():
             raise self.error("hub", f"there is no folder {folder}")
-        return str(folder) if folder.is_dir() else name
+        # "csv" alone is a format to the library, and "./csv" a folder.
+        return os.path.join(os.curdir, folder) if folder.is_dir() else name  # noqa: PTH118
 
     def _dialect(self, *files: str) -> Dialect:
         """How the files of these keys are written."""
