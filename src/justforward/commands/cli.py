@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -99,8 +100,9 @@ def run(words: list[str]) -> None:
 
 
 def _one_line(error: ValueError) -> str:
-    """The message on one line. An error from inside a library may be a bug of ours: say how to see where."""
-    line = " ".join(str(error).split()) or type(error).__name__
+    """The message on one line, in which a tab is seen. One from inside a library may be a bug of ours: say where."""
+    text = re.sub(r"\s*\n\s*|[ \r]+", " ", str(error).strip()) or type(error).__name__
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
     ours = Path(raised_in).is_relative_to(Path(__file__).parents[1])
     return line if ours else f"{line} (JUSTFORWARD_TRACEBACK=1 shows where)"

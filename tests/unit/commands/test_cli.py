@@ -71,6 +71,12 @@ def test_a_users_mistake_found_by_the_job(experiment, capsys):
     assert capsys.readouterr().err == "justforward: error: two lines (JUSTFORWARD_TRACEBACK=1 shows where)\n"
 
 
+def test_a_message_shows_what_is_no_blank(experiment, capsys):
+    experiment.error = ValueError("a.tsv:\n  \t'\t' expected,\x1b[1m not\u2028 'é\ud83d'")
+    assert main([]) == 2
+    assert capsys.readouterr().err == "justforward: error: a.tsv: '\\t' expected,\\x1b[1m not\\u2028 'é\\ud83d'\n"
+
+
 def test_traceback_on_request(experiment, monkeypatch):
     monkeypatch.setenv("JUSTFORWARD_TRACEBACK", "1")
     experiment.raises = ValueError("deep inside")
