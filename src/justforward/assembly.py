@@ -94,6 +94,17 @@ class Assembly:
             max_new_tokens=job.max_new_tokens,
             bos_token_id=loaded.bos_token_id,
         )
+        device = self.arguments.device if job.zo_offload != "none" else None
+        return Evaluator(
+            encoder,
+            ScoringEngine(loaded.model, token_budget=job.token_budget, device=device),
+            self._generator(loaded, device) if self.task.generation else None,
+            calibration="sfc" if job.sfc else "icl_sfc" if job.icl_sfc else None,
+            verbose=job.verbose,
+        )
+
+    def _generator(self, loaded: LoadedModel, device: torch.device | None) -> Generator:
+        job = self.job
         settings = GenerationSettings(
             max_new_tokens=job.max_new_tokens,
             eos_token=job.eos_token,
@@ -103,15 +114,7 @@ class Assembly:
             top_k=job.top_k,
             top_p=job.top_p,
         )
-        device = self.arguments.device if job.zo_offload != "none" else None
-        generator = Generator(loaded.model, loaded.tokenizer, settings, token_budget=job.token_budget, device=device)
-        return Evaluator(
-            encoder,
-            ScoringEngine(loaded.model, token_budget=job.token_budget, device=device),
-            generator if self.task.generation else None,
-            calibration="sfc" if job.sfc else "icl_sfc" if job.icl_sfc else None,
-            verbose=job.verbose,
-        )
+        return Generator(loaded.model, loaded.tokenizer, settings, token_budget=job.token_budget, device=device)
 
     def objective(self, evaluator: Evaluator) -> Objective:
         """What training minimises."""

@@ -51,6 +51,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     check.add_argument("--model_name", help="count tokens with this model's tokenizer; no weights are read")
     check.add_argument("--max_length", type=int, default=2048, help="longest input in tokens (default: 2048)")
     check.add_argument("--max_new_tokens", type=int, default=50, help="room for a generated answer (default: 50)")
+    check.add_argument("--eos_token", default="\n", help="text that ends a generated answer, as for a run")
     check.add_argument("--bos_token_id", type=int, help="token before every prompt, as for a run")
     check.add_argument("--trust_remote_code", action="store_true", help="as for a run")
     try:
@@ -137,7 +138,7 @@ def _always(task: Task, sample: Sample, answer: Any) -> Prediction:
 
 @dataclass
 class Tokens:
-    """Token counts of all rows under one tokenizer; problems: what is wrong -> in how many rows."""
+    """Token counts of all rows under one tokenizer; problems: what is wrong -> in how many rows; note: on the task."""
 
     model: str
     limit: int
@@ -145,6 +146,7 @@ class Tokens:
     answers: list[int] = field(default_factory=list)
     too_long: int = 0
     problems: Counter[str] = field(default_factory=Counter)
+    note: str | None = None
 
     def add(self, prompt: int, answers: Sequence[int], longest: int) -> None:
         """Count one row."""
@@ -162,11 +164,14 @@ class Tokens:
         yield f"{self.too_long} of {rows} rows are longer than {self.limit} tokens and lose some on the left"
         for problem, count in self.problems.most_common(MOST_SHOWN):
             yield f"problem in {count} rows: {problem}"
+        if self.note is not None:
+            yield f"note: {self.note}"
 
 
 def _measure(task: Task, splits: Splits, given: argparse.Namespace) -> Tokens:
     from justforward.models.loading import load_tokenizer
     from justforward.scoring.prompts import PromptEncoder
+    from justforward.scoring.stopping import unwritable
 
     tokenizer, bos, max_length = load_tokenizer(
         given.model_name,
@@ -177,7 +182,8 @@ def _measure(task: Task, splits: Splits, given: argparse.Namespace) -> Tokens:
     settings = {"max_new_tokens": given.max_new_tokens, "bos_token_id": bos}
     limit = PromptEncoder(tokenizer, task, max_length=max_length, **settings).max_length
     encoder = PromptEncoder(tokenizer, task, max_length=_UNCUT, **settings)
-    tokens = Tokens(given.model_name, limit)
+    note = unwritable(tokenizer, given.eos_token) if task.generation else None
+    tokens = Tokens(given.model_name, limit, note=note)
     for sample in (*splits.train, *splits.validation):
         try:
             _count(encoder, sample, tokens)

@@ -18,6 +18,8 @@ from transformers import (
     TorchAoConfig,
 )
 
+from justforward.models.generation_config import read as read_generation_config
+
 logger = logging.getLogger(__name__)
 
 OPT_BOS = 0
@@ -79,6 +81,7 @@ def load(
         name, max_length=max_length, bos_token_id=bos_token_id, trust_remote_code=trust_remote_code
     )
     try:
+        common["generation_config"] = read_generation_config(source)
         if auto_device and torch.cuda.device_count() > 1:
             model = AutoModelForCausalLM.from_pretrained(**common, **quantized, dtype=dtype, device_map="auto")
         else:
