@@ -29,6 +29,7 @@ from justforward.optim.distribution.shards import is_sharded
 from justforward.results.files import result_name, write_json, write_jsonl
 from justforward.results.provenance import run_facts
 from justforward.scoring.evaluation import Evaluator, Outcome
+from justforward.scoring.remarks import cut_facts
 from justforward.tasks import Sample, Splits, Task, find_task
 from justforward.tasks.from_file import pinned
 from justforward.tasks.sampling import TrainSet, eval_indices, train_sets
@@ -153,6 +154,7 @@ class Experiment:
             if dev and job.trainer != "none":
                 dev_outcomes = self._evaluate(evaluator, dev, None, "development set")
                 facts |= {f"dev_{k}": v for k, v in evaluator.metrics(dev, dev_outcomes).items()}
+                facts |= cut_facts([o.cut for o in dev_outcomes], "dev_")
             self._write(path, evaluator, samples, outcomes, facts, started)
         if job.trainer != "none" and not last:
             self.loaded = None  # every train set starts from the base model
@@ -162,7 +164,8 @@ class Experiment:
     ) -> dict[str, Any]:
         """Linear probing in place of training."""
         started = time.perf_counter()
-        rows = [evaluator.encoder.gold(sample) for sample in train]
+        with evaluator.encoder.noting("training rows") as remarks:
+            rows = [evaluator.encoder.gold(sample) for sample in train]
         probe = linear_probe(evaluator.engine, rows, early_stopping=self.job.lp_early_stopping)
         if self.job.save_model and self.arguments.process_index == 0:
             target = Path(self.arguments.output_dir or ".") / (folder or "")
@@ -172,6 +175,7 @@ class Experiment:
             "train_accuracy": probe.accuracy,
             "penalty": probe.penalty,
             "train_seconds": round(time.perf_counter() - started, 2),
+            **cut_facts(map(remarks.tokens_lost, train), "train_"),
         }
 
     def _train(
@@ -195,13 +199,15 @@ class Experiment:
         kind, more = ObjectiveTrainer, {}
         if self.job.trainer == "zo":
             kind, more = ObjectiveMeZOTrainer, self.parts.mezo_settings(record)
+        with evaluator.encoder.noting("training and development rows") as remarks:
+            datasets = [[objective.encode(evaluator.encoder, s) for s in samples] for samples in (train, dev)]
         trainer = kind(
             model=loaded.model,
             args=arguments,
             objective=objective,
             engine=evaluator.engine,
-            train_dataset=[objective.encode(evaluator.encoder, s) for s in train],
-            eval_dataset=[objective.encode(evaluator.encoder, s) for s in dev],
+            train_dataset=datasets[0],
+            eval_dataset=datasets[1],
             processing_class=loaded.tokenizer,
             callbacks=[StopIfFinished(), *([SaveOnInterrupt()] if self.job.save_on_interrupt else []), *self.callbacks],
             **more,
@@ -226,6 +232,7 @@ class Experiment:
         if isinstance(trainer, ObjectiveMeZOTrainer) and trainer.log_path.exists() and arguments.process_index == 0:
             write_card(trainer.log_path.parent)
         facts = {"train_steps": trainer.state.global_step, **facts}
+        facts |= cut_facts(map(remarks.tokens_lost, train), "train_")
         if self.settled is not None:
             facts |= {**self.settled["values"], "auto": self.settled["reasons"]}
         if isinstance(trainer, ObjectiveMeZOTrainer) and trainer.mezo is not None:
@@ -350,7 +357,13 @@ class Experiment:
         write_jsonl(path.with_name(f"{path.stem}-predictions.jsonl"), (o.to_json() for o in outcomes))
         seconds = round(time.perf_counter() - started, 2)
         told = run_facts(asdict(self.job), self.parsed.command_line(), self.arguments, facts.get("train_set_seed"))
-        facts = {**facts, "num_eval": len(samples), "seconds": seconds, "peak_memory_mib": round(peak_memory_mib())}
+        facts = {
+            **facts,
+            **cut_facts([o.cut for o in outcomes]),
+            "num_eval": len(samples),
+            "seconds": seconds,
+            "peak_memory_mib": round(peak_memory_mib()),
+        }
         write_json(path, {**metrics, **facts, "run": told})
         logger.info("%s  -> %s", ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()), path)
 

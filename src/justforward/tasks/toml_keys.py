@@ -24,12 +24,14 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(_STRINGS, str),
     **dict.fromkeys(("options", "columns", "split"), dict),
     "may_be_empty": list,
+    "markup": bool,
     "choices": (str, list),
 }
 _TYPE_NAMES = {
     str: "a string",
     dict: "a table",
     list: "a list of strings",
+    bool: "true or false",
     (str, list): "a string or a list of strings",
 }
 # A task is of the kind of which it has all keys and none of another's.
