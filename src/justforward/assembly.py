@@ -87,12 +87,15 @@ class Assembly:
     def evaluator(self, loaded: LoadedModel) -> Evaluator:
         """What evaluates a model on the task."""
         job = self.job
+        embedding: Any = loaded.model.get_input_embeddings()
         encoder = PromptEncoder(
             loaded.tokenizer,
             self.task,
             max_length=loaded.max_length,
             max_new_tokens=job.max_new_tokens,
             bos_token_id=loaded.bos_token_id,
+            embedding_rows=embedding.weight.shape[0],
+            refuse_lone_options=True,
         )
         device = self.arguments.device if job.zo_offload != "none" else None
         return Evaluator(

@@ -31,6 +31,7 @@ from justforward.results.files import result_name, try_to_write, write_json, wri
 from justforward.results.places import place, predictions
 from justforward.results.provenance import run_facts
 from justforward.scoring.evaluation import Evaluator, Outcome
+from justforward.scoring.remarks import cut_facts
 from justforward.tasks import Sample, Splits, Task, find_task
 from justforward.tasks.from_file import pinned
 from justforward.tasks.sampling import TrainSet, eval_indices, train_sets
@@ -155,6 +156,7 @@ class Experiment:
             if dev and job.trainer != "none":
                 dev_outcomes = self._evaluate(evaluator, dev, None, "development set")
                 facts |= {f"dev_{k}": v for k, v in evaluator.metrics(dev, dev_outcomes).items()}
+                facts |= cut_facts([o.cut for o in dev_outcomes], "dev_")
             self._write(path, evaluator, samples, outcomes, facts, started)
         if job.trainer != "none" and not last:
             self.loaded = None  # every train set starts from the base model
@@ -164,7 +166,8 @@ class Experiment:
     ) -> dict[str, Any]:
         """Linear probing in place of training."""
         started = time.perf_counter()
-        rows = [evaluator.encoder.gold(sample) for sample in train]
+        with evaluator.encoder.noting("training rows") as remarks:
+            rows = [evaluator.encoder.gold(sample) for sample in train]
         probe = linear_probe(evaluator.engine, rows, early_stopping=self.job.lp_early_stopping)
         if self.job.save_model and self.arguments.process_index == 0:
             target = Path(self.arguments.output_dir or ".") / (folder or "")
@@ -175,6 +178,7 @@ class Experiment:
             "train_accuracy": probe.accuracy,
             "penalty": probe.penalty,
             "train_seconds": round(time.perf_counter() - started, 2),
+            **cut_facts(map(remarks.tokens_lost, train), "train_"),
         }
 
     def _train(
@@ -198,13 +202,15 @@ class Experiment:
         kind, more = ObjectiveTrainer, {}
         if self.job.trainer == "zo":
             kind, more = ObjectiveMeZOTrainer, self.parts.mezo_settings(record)
+        with evaluator.encoder.noting("training and development rows") as remarks:
+            datasets = [[objective.encode(evaluator.encoder, s) for s in samples] for samples in (train, dev)]
         trainer = kind(
             model=loaded.model,
             args=arguments,
             objective=objective,
             engine=evaluator.engine,
-            train_dataset=[objective.encode(evaluator.encoder, s) for s in train],
-            eval_dataset=[objective.encode(evaluator.encoder, s) for s in dev],
+            train_dataset=datasets[0],
+            eval_dataset=datasets[1],
             processing_class=loaded.tokenizer,
             callbacks=[StopIfFinished(), *([SaveOnInterrupt()] if self.job.save_on_interrupt else []), *self.callbacks],
             **more,
@@ -232,6 +238,7 @@ class Experiment:
         if isinstance(trainer, ObjectiveMeZOTrainer) and trainer.log_path.exists() and arguments.process_index == 0:
             write_card(trainer.log_path.parent)
         facts = {"train_steps": trainer.state.global_step, **facts}
+        facts |= cut_facts(map(remarks.tokens_lost, train), "train_")
         if self.settled is not None:
             facts |= {**self.settled["values"], "auto": self.settled["reasons"]}
         if isinstance(trainer, ObjectiveMeZOTrainer) and trainer.mezo is not None:
@@ -345,7 +352,13 @@ class Experiment:
         metrics = evaluator.metrics(samples, outcomes)
         seconds = round(time.perf_counter() - started, 2)
         told = run_facts(asdict(self.job), self.parsed.command_line(), self.arguments, facts.get("train_set_seed"))
-        facts = {**facts, "num_eval": len(samples), "seconds": seconds, "peak_memory_mib": round(peak_memory_mib())}
+        facts = {
+            **facts,
+            **cut_facts([o.cut for o in outcomes]),
+            "num_eval": len(samples),
+            "seconds": seconds,
+            "peak_memory_mib": round(peak_memory_mib()),
+        }
         path = place(path, told["command"], named=self.job.result_file is not None)
         write_jsonl(predictions(path), (o.to_json() for o in outcomes))
         write_json(path, {**metrics, **facts, "run": told})

@@ -13,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TorchAoConfig,
@@ -81,7 +82,7 @@ def load(
         name, max_length=max_length, bos_token_id=bos_token_id, trust_remote_code=trust_remote_code
     )
     try:
-        common["generation_config"] = read_generation_config(source)
+        common |= {**_without_pad_outside(common), "generation_config": read_generation_config(source)}
         if auto_device and torch.cuda.device_count() > 1:
             model = AutoModelForCausalLM.from_pretrained(**common, **quantized, dtype=dtype, device_map="auto")
         else:
@@ -118,6 +119,29 @@ def load_tokenizer(
             "max_length %d is more than the model's %d positions; %d is used", max_length, positions, positions
         )
     return tokenizer, bos_token_id, min(max_length, positions)
+
+
+def embedding_rows(name: str, *, trust_remote_code: bool = False) -> int | None:
+    """The rows of a model's input embedding by its configuration; None where that does not say."""
+    return _vocabulary(AutoConfig.from_pretrained(**find_source(name), trust_remote_code=trust_remote_code))
+
+
+def _vocabulary(config: PreTrainedConfig) -> int | None:
+    return getattr(config.get_text_config(), "vocab_size", None)
+
+
+def _without_pad_outside(common: dict[str, Any]) -> dict[str, Any]:
+    """The argument of `from_pretrained` for a model whose padding token has no row in its embedding: torch refuses it.
+
+    Nothing is lost: padding is masked, whatever token stands there.
+    """
+    config = AutoConfig.from_pretrained(**common)
+    text_config, rows = config.get_text_config(), _vocabulary(config)
+    if rows is None or (text_config.pad_token_id or 0) < rows:
+        return {}
+    logger.warning("pad_token_id %d is left out: the model's embedding has %d rows", text_config.pad_token_id, rows)
+    text_config.pad_token_id = None
+    return {"config": config}
 
 
 def int8_config() -> TorchAoConfig:

@@ -28,7 +28,8 @@ class Outcome:
     """What became of one sample; one line of the predictions file.
 
     scores: one per candidate, the mean log-probability (with calibration: the difference of the summed ones), or
-    None for generation; predicted: the candidate or the generated text; correct: what was accepted.
+    None for generation; predicted: the candidate or the generated text; correct: what was accepted; cut: so many of
+    its tokens did not fit.
     """
 
     id: Any
@@ -36,10 +37,11 @@ class Outcome:
     scores: tuple[float, ...] | None
     predicted: Any
     correct: Any
+    cut: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, for JSON."""
-        return asdict(self)
+        """The fields, for JSON; `cut` only where something was."""
+        return {name: value for name, value in asdict(self).items() if name != "cut" or value}
 
 
 class Evaluator:
@@ -75,7 +77,7 @@ class Evaluator:
         demonstrations: Sequence[Sequence[Sample]] | None = None,
         progress: Progress | None = None,
     ) -> list[Outcome]:
-        """One outcome per sample, in order.
+        """One outcome per sample, in order. Raises ValueError for a sample that cannot be encoded.
 
         Args:
             samples: what to predict.
@@ -105,20 +107,25 @@ class Evaluator:
         self, samples: Sequence[Sample], shots: Sequence[Sequence[Sample]], progress: Progress | None
     ) -> list[Outcome]:
         assert self.generator is not None, "a generation task needs a generator"
-        prompts = [self.encoder.generation(s, d) for s, d in zip(samples, shots, strict=True)]
+        with self.encoder.noting() as remarks:
+            prompts = [self.encoder.generation(s, d) for s, d in zip(samples, shots, strict=True)]
         texts = self.generator.generate(prompts, progress)
-        return [Outcome(s.id, None, None, text, s.correct) for s, text in zip(samples, texts, strict=True)]
+        return [
+            Outcome(s.id, None, None, text, s.correct, remarks.tokens_lost(s))
+            for s, text in zip(samples, texts, strict=True)
+        ]
 
     def _choose(
         self, samples: Sequence[Sample], shots: Sequence[Sequence[Sample]], progress: Progress | None
     ) -> list[Outcome]:
         rows: list[list[Row]] = []
         calibration: list[list[Row]] = []
-        for sample, demos in zip(samples, shots, strict=True):
-            rows.append(self.encoder.candidates(sample, demos))
-            if self.calibration:
-                context = demos if self.calibration == "icl_sfc" else ()
-                calibration.append(self.encoder.candidates(sample, context, calibration=True))
+        with self.encoder.noting() as remarks:
+            for sample, demos in zip(samples, shots, strict=True):
+                rows.append(self.encoder.candidates(sample, demos))
+                if self.calibration:
+                    context = demos if self.calibration == "icl_sfc" else ()
+                    calibration.append(self.encoder.candidates(sample, context, calibration=True))
         flat = [row for group in rows for row in group]
         plain = self.engine.score(flat, _in_samples(progress, flat, len(samples)))
         if self.calibration:
@@ -128,10 +135,8 @@ class Evaluator:
         outcomes = []
         for sample, scores in zip(samples, values.cpu().split([len(group) for group in rows]), strict=True):
             assert sample.candidates is not None
-            best = int(scores.argmax())
-            outcomes.append(
-                Outcome(sample.id, sample.candidates, tuple(scores.tolist()), sample.candidates[best], sample.correct)
-            )
+            best, options, cut = int(scores.argmax()), sample.candidates, remarks.tokens_lost(sample)
+            outcomes.append(Outcome(sample.id, options, tuple(scores.tolist()), options[best], sample.correct, cut))
         return outcomes
 
     def _show(self, i: int, sample: Sample, demos: Sequence[Sample], outcome: Outcome) -> None:

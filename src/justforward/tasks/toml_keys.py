@@ -28,6 +28,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("options", "columns", "split"), dict),
     "may_be_empty": list,
     "quotes": bool,
+    "markup": bool,
     "choices": (str, list),
 }
 _TYPE_NAMES = {

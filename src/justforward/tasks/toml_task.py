@@ -57,6 +57,7 @@ def read_toml(path: Path) -> Task:
         calibration=calibration.render,
         metric=keys.metric(kind),
         separator=keys.text("separator", "\n\n"),
+        markup=keys.given.get("markup", False),
         **answering.parts,
     )
 
