@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainingArguments
 
@@ -22,11 +23,12 @@ from justforward.auto.settle import settle
 from justforward.command_line.arguments import Parsed
 from justforward.command_line.job import JobArguments
 from justforward.models.loading import LoadedModel
+from justforward.models.saving import drop_old_adapter, save
 from justforward.models.tuning import merge_lora
 from justforward.optim import DivergenceError
 from justforward.optim.distribution.ranks import RankError, Ranks, gathered, join_cpu_ranks, ranks_answer
 from justforward.optim.distribution.shards import is_sharded
-from justforward.results.files import result_name, write_json, write_jsonl
+from justforward.results.files import result_name, write_json, write_jsonl, writing
 from justforward.results.provenance import run_facts
 from justforward.scoring.evaluation import Evaluator, Outcome
 from justforward.tasks import Sample, Splits, Task, find_task
@@ -41,6 +43,7 @@ from justforward.training.resuming import (
     agreed,
     claimed,
     find_checkpoint,
+    goes_on,
     job_record,
     relaunched,
     share_log,
@@ -59,8 +62,9 @@ def run(parsed: Parsed, callbacks: Sequence[TrainerCallback] = ()) -> None:
     """
     _log_to_stderr()
     quiet_without_terminal()
+    place = Path(parsed.training_kwargs.get("output_dir") or "result")
     try:
-        with ranks_answer():
+        with ranks_answer(), writing(place, lambda: goes_on(place)):
             _run(parsed, callbacks)
     except (DivergenceError, RankError) as error:
         raise SystemExit(f"justforward: {error}") from error
@@ -165,9 +169,7 @@ class Experiment:
         rows = [evaluator.encoder.gold(sample) for sample in train]
         probe = linear_probe(evaluator.engine, rows, early_stopping=self.job.lp_early_stopping)
         if self.job.save_model and self.arguments.process_index == 0:
-            target = Path(self.arguments.output_dir or ".") / (folder or "")
-            loaded.model.save_pretrained(target)
-            loaded.tokenizer.save_pretrained(target)
+            save(loaded, Path(self.arguments.output_dir or ".") / (folder or ""))
         return {
             "train_accuracy": probe.accuracy,
             "penalty": probe.penalty,
@@ -223,6 +225,8 @@ class Experiment:
             trainer.model = merge_lora(loaded.model)
         if self.job.save_model:
             trainer.save_model()
+            if arguments.should_save and isinstance(trainer.model, nn.Module):
+                drop_old_adapter(trainer.model, Path(arguments.output_dir or "."))
         if isinstance(trainer, ObjectiveMeZOTrainer) and trainer.log_path.exists() and arguments.process_index == 0:
             write_card(trainer.log_path.parent)
         facts = {"train_steps": trainer.state.global_step, **facts}

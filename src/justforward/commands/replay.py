@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import torch
 
 from justforward.command_line.parser import Parser
+from justforward.models.saving import save
+from justforward.results.files import writing
 from justforward.trajectory.replay import describe, replay
 
 
@@ -21,8 +24,8 @@ def replay_command(words: list[str]) -> None:
     if given.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"argument --device: {given.device} is not here: torch sees no GPU")
     loaded = replay(given.log, model_name=given.model, to=given.to, device=given.device, quiet=False)
-    loaded.model.save_pretrained(given.output)
-    loaded.tokenizer.save_pretrained(given.output)
+    with writing(Path(given.output), lambda: "make room there and give the same command again"):
+        save(loaded, given.output)
     print(f"saved to {given.output}")
 
 

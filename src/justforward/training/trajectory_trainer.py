@@ -21,7 +21,7 @@ from transformers.trainer_callback import ExportableState
 
 from justforward.optim import CounterNoise, MeZO
 from justforward.optim.distribution.ranks import gathered
-from justforward.optim.log import FILE_NAME, LogError, Trajectory, TrajectoryWriter, difference, read
+from justforward.optim.log import FILE_NAME, MARK, LogError, Trajectory, TrajectoryWriter, difference, read
 from justforward.trajectory.recording import (
     UNPREDICTABLE,
     apply_steps,
@@ -36,9 +36,6 @@ from justforward.trajectory.recording import (
 logger = logging.getLogger(__name__)
 
 _Base = Trainer if TYPE_CHECKING else object
-
-MARK = "trajectory.json"
-"""In a checkpoint without weights: {"step": its step, "from": a checkpoint with weights to start from, or null}."""
 
 
 class TrajectoryMixin(_Base):
