@@ -23,11 +23,12 @@ from justforward.auto.settle import settle
 from justforward.command_line.arguments import Parsed
 from justforward.command_line.job import JobArguments
 from justforward.models.loading import LoadedModel
+from justforward.models.saving import save
 from justforward.models.tuning import merge_lora
 from justforward.optim import DivergenceError
 from justforward.optim.distribution.ranks import RankError, Ranks, gathered, ranks_answer
 from justforward.optim.distribution.shards import is_sharded
-from justforward.results.files import result_name, try_to_write, write_json, write_jsonl
+from justforward.results.files import result_name, try_to_write, write_json, write_jsonl, writing
 from justforward.results.places import place, predictions
 from justforward.results.provenance import run_facts
 from justforward.scoring.evaluation import Evaluator, Outcome
@@ -45,6 +46,7 @@ from justforward.training.resuming import (
     agreed,
     claimed,
     find_checkpoint,
+    goes_on,
     job_record,
     relaunched,
     share_log,
@@ -62,8 +64,9 @@ def run(parsed: Parsed, callbacks: Sequence[TrainerCallback] = ()) -> None:
     callbacks: for the Trainer, where the job trains.
     """
     _log_to_stderr(launcher.settle().rank)
+    folder = Path(parsed.training_kwargs.get("output_dir") or "result")
     try:
-        with ranks_answer():
+        with ranks_answer(), writing(folder, lambda: goes_on(folder)):
             _run(parsed, callbacks)
     except (DivergenceError, RankError) as error:
         raise SystemExit(f"justforward: {error}") from error
@@ -172,8 +175,7 @@ class Experiment:
         if self.job.save_model and self.arguments.process_index == 0:
             target = Path(self.arguments.output_dir or ".") / (folder or "")
             make_room(target, adapter=False, base=self.job.model_name)
-            loaded.model.save_pretrained(target)
-            loaded.tokenizer.save_pretrained(target)
+            save(loaded, target)
         return {
             "train_accuracy": probe.accuracy,
             "penalty": probe.penalty,

@@ -2,16 +2,50 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 _CHECKPOINT = re.compile(r"(?:(?:checkpoint|ckpt|global_?step|step|iter|epoch)[-_]?)?\d+", re.IGNORECASE)
 """Names of a training's checkpoints, which tell one training's from another's only with the folder above."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where a disk, a quota or a file may take no more."""
+
+
+@contextmanager
+def writing(folder: Path, mend: Callable[[], str]) -> Iterator[None]:
+    """Around work that writes to `folder`: a full disk, wherever it is met, is one line that ends with `mend()`.
+
+    So is what libraries in Rust say of files in words of their own. Raises ValueError for these, and all else as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        number, place = _system_error(error)
+        if number is None or (isinstance(error, OSError) and number not in FULL):
+            raise
+        what = mend() if number in FULL else "see that files can be written there"
+        raise ValueError(f"cannot write to {place or folder}: {os.strerror(number)}: {what}") from error
+
+
+def _system_error(error: BaseException | None) -> tuple[int | None, str | None]:
+    """The number of the system's error that an error is, or came from, and the file, where it is told."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.errno, error.filename
+        if told := re.search(r"\(os error (\d+)\)", str(error)):
+            return int(told[1]), None
+        if re.search(r"PytorchStreamWriter|unexpected pos|iostream error", str(error)):  # torch.save does not tell why
+            return errno.ENOSPC, None
+        error = error.__cause__ or error.__context__
+    return None, None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -27,6 +61,8 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:  # which names no file where a disk is full
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -16,14 +16,12 @@ from typing import Any
 
 from transformers import TrainerState
 
+from justforward.optim.log import MARK
 from justforward.results.files import write_json
 
 STATE = "trainer_state.json"
 SEAL = "justforward_checkpoint.json"
 """In a checkpoint: {"files": {name: {"bytes": its size, "crc32": its checksum}}}."""
-
-MARK = "trajectory.json"
-"""In a checkpoint without weights: {"step": its step, "from": a checkpoint with weights to start from, or null}."""
 
 _WEIGHTS = ("model*.safetensors", "pytorch_model*", "adapter_model.*")
 _TO_GO_ON = ("optimizer*", "scheduler.pt", "rng_state*")
@@ -76,7 +74,10 @@ def seal(checkpoint: Path) -> None:
 
 
 def read_mark(checkpoint: Path) -> dict[str, Any] | None:
-    """What MARK holds, or None for a checkpoint with weights."""
+    """What MARK holds, or None for a checkpoint with weights.
+
+    {"step": its step, "from": a checkpoint with weights to start from, or null}.
+    """
     path = checkpoint / MARK
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 

@@ -204,6 +204,16 @@ def relaunched(folder: Path) -> bool:
     return bool(launch) and _recorded(folder).get(LAUNCH) == launch and (launcher.restarts() > 0 or launch != "none")
 
 
+def goes_on(folder: Path) -> str:
+    """What to do where a job stops for want of room on the disk, and what of it is kept."""
+    again = "make room there and give the same command again"
+    if next(folder.glob(f"**/{FILE_NAME}"), None) is not None:
+        return f"{again}, which goes on from the run's log: no step is lost"
+    if next(folder.glob("**/trainer_state.json"), None) is not None:
+        return f"{again}, which goes on from the last whole checkpoint"
+    return again
+
+
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Say in the output folder whose checkpoints it will hold."""
     write_json(folder / RECORD, {**record, LAUNCH: launcher.name()})
