@@ -69,8 +69,7 @@ def load(
     )
     spread = {"device_map": "auto"} if auto_device and torch.cuda.device_count() > 1 else {}
     config = load_config(name, trust_remote_code=trust_remote_code)
-    with reading(name, source, "configuration"):
-        settings = {**_without_pad_outside(config), "generation_config": read_generation_config(source)}
+    settings = {**_without_pad_outside(config), "generation_config": read_generation_config(source)}
     with reading(name, source, "weights"), without_table():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             **source,
