@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from justforward.scoring import ScoringEngine
+from justforward.scoring.finite import NotNumbersError, is_choice, likely_cause, numbers_only
 from justforward.scoring.generation import Generator
 from justforward.scoring.prompts import PromptEncoder, Row
 from justforward.tasks.base import Sample
@@ -77,7 +79,9 @@ class Evaluator:
         demonstrations: Sequence[Sequence[Sample]] | None = None,
         progress: Progress | None = None,
     ) -> list[Outcome]:
-        """One outcome per sample, in order. Raises ValueError for a sample that cannot be encoded.
+        """One outcome per sample, in order.
+
+        Raises ValueError for a sample that cannot be encoded, and where scores, or logits, are not numbers.
 
         Args:
             samples: what to predict.
@@ -91,7 +95,24 @@ class Evaluator:
         for i, (sample, outcome) in enumerate(zip(samples, outcomes, strict=True)):
             if self.verbose or i < ALWAYS_SHOWN:
                 self._show(i, sample, shots[i], outcome)
+        self._check(samples, outcomes)
         return outcomes
+
+    def _check(self, samples: Sequence[Sample], outcomes: Sequence[Outcome]) -> None:
+        """No outcome may be a choice among scores that are not numbers."""
+        bad = [pair for pair in zip(samples, outcomes, strict=True) if pair[1].scores and not is_choice(pair[1].scores)]
+        if not bad:
+            return
+        sample, first = bad[0]
+        assert first.scores is not None
+        score, candidate = next(
+            pair for pair in zip(first.scores, sample.candidates or (), strict=True) if not math.isfinite(pair[0])
+        )
+        option = self.task.verbalize(sample, candidate)[len(self.task.prompt(sample)) :][-80:]
+        raise NotNumbersError(
+            f"{len(bad)} of {len(outcomes)} samples have scores that are not numbers (id {sample.id}: {score} for "
+            f"{option!r}), and no result is written: {likely_cause(self.engine.model)}"
+        )
 
     def metrics(self, samples: Sequence[Sample], outcomes: Sequence[Outcome]) -> dict[str, float]:
         """The task's metric of these outcomes by name, and exact match (em) beside it for generated answers."""
@@ -109,7 +130,8 @@ class Evaluator:
         assert self.generator is not None, "a generation task needs a generator"
         with self.encoder.noting() as remarks:
             prompts = [self.encoder.generation(s, d) for s, d in zip(samples, shots, strict=True)]
-        texts = self.generator.generate(prompts, progress)
+        with numbers_only(self.generator.model):
+            texts = self.generator.generate(prompts, progress)
         return [
             Outcome(s.id, None, None, text, s.correct, remarks.tokens_lost(s))
             for s, text in zip(samples, texts, strict=True)
