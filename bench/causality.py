@@ -97,8 +97,9 @@ def main() -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         shares: dict[str, float] = {}
         for family, model in models.items():
+            torch.nn.Module.to(model, dtype)
             try:
-                moved, later, _ = change_of_earlier(model.to(dtype), plain_tokens(model, None, EARLIER + 2))
+                moved, later, _ = change_of_earlier(model, plain_tokens(model, None, EARLIER + 2))
                 shares[family] = moved / max(later, 1e-30)
             except RuntimeError as error:
                 failed[f"{family} in {dtype}"] = str(error)[:60]

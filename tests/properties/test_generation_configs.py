@@ -22,30 +22,11 @@ from justforward.scoring.generation import GenerationSettings, Generator, set_as
 
 TOKENS = {"bos_token_id", "eos_token_id", "pad_token_id"}
 FIELDS = [name for name in vars(GenerationConfig()) if not name.startswith("_") and name not in TOKENS]
-VALUES = [
-    True,
-    1,
-    2,
-    5,
-    -1,
-    0.3,
-    5.0,
-    "static",
-    "never",
-    "ari",
-    [2],
-    [[2]],
-    [[[2], -5.0]],
-    [2, 1.5],
-    {"a": 1},
-    "",
-    [],
-    {},
-]
+VALUES = [True, 2, -1, 0.3, 5.0, "static", "ari", [[2]], [[[2], -5.0]], {"a": 1}, "", []]
 MANNERS: list[dict[str, Any]] = [{}, {"num_beams": 2}, {"sampling": True, "top_k": 5}]
 STOPS = ["\n", ".\n", ".", "k", "sju", "Z", "</s>"]
 
-Answers = Callable[[], list[list[str]]]
+Write = Callable[[int], list[str]]
 
 
 @pytest.fixture(scope="module")
@@ -58,26 +39,24 @@ def model(tmp_path_factory) -> LoadedModel:
 
 
 @pytest.fixture(scope="module")
-def answers(model) -> Answers:
-    """What is written for every stop text in one manner each."""
+def write(model) -> Write:
+    """What is written with a stop text and in a manner that a number picks."""
     prompts = [model.tokenizer.encode(text) for text in ("The capital of Where is", "of There")]
-    generators = [
-        Generator(model.model, model.tokenizer, GenerationSettings(max_new_tokens=5, eos_token=stop, **manner))
-        for stop, manner in zip(STOPS, MANNERS * 3, strict=False)
-    ]
+    settings = [GenerationSettings(max_new_tokens=5, eos_token=stop, **manner) for stop in STOPS for manner in MANNERS]
+    generators = [Generator(model.model, model.tokenizer, given) for given in settings]
 
-    def write() -> list[list[str]]:
+    def write(number: int) -> list[str]:
         torch.manual_seed(0)
-        return [generator.generate(prompts) for generator in generators]
+        return generators[number % len(generators)].generate(prompts)
 
     return write
 
 
 @pytest.fixture(scope="module")
-def expected(answers) -> list[list[str]]:
-    found = answers()
+def expected(write) -> list[list[str]]:
     texts = ["Paris.", "Paris", "Paris", "Paris.\njun", *["Paris.\njunkjunkjunk"] * 3]
-    assert found == [[text, text] for text in texts]
+    found = [write(number) for number in range(len(STOPS) * len(MANNERS))]
+    assert found == [[text, text] for text in texts for _ in MANNERS]
     return found
 
 
@@ -106,19 +85,20 @@ def save(model: LoadedModel, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_one_field(name, model, answers, expected, tmp_path):
-    for value in VALUES:
+def test_one_field(name, model, write, expected, tmp_path):
+    for number, value in enumerate(VALUES, FIELDS.index(name)):
         check(model, {name: value}, {}, tmp_path)
         if set_aside(model.model.generation_config):
-            assert answers() == expected, value
+            assert write(number) == expected[number % len(expected)], value
         save(model, tmp_path)
         check(model, {}, {name: value}, tmp_path)
         save(model, tmp_path)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.dictionaries(st.sampled_from(FIELDS), st.sampled_from(VALUES), min_size=2), st.booleans())
-def test_several_fields(model, answers, expected, tmp_path, fields, inner):
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.sampled_from(FIELDS), st.sampled_from(VALUES), min_size=2), st.integers(0, 99))
+def test_several_fields(model, write, expected, tmp_path, fields, number):
+    inner = number % 2 == 1
     check(model, {} if inner else fields, fields if inner else {}, tmp_path)
-    assert answers() == expected
+    assert write(number) == expected[number % len(expected)]
     save(model, tmp_path)

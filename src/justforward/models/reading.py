@@ -208,8 +208,10 @@ def _why_part(folder: Path, part: str, text: str) -> str | None:
         return None
     whole = folder / "tokenizer.json"
     if not whole.exists():
-        slow = any(next(folder.glob(name), None) for name in SLOW_TOKENIZER)
-        return None if slow else "has no tokenizer (tokenizer.json): copy its files there from the base model's"
+        if not any(next(folder.glob(name), None) for name in SLOW_TOKENIZER):
+            return "has no tokenizer (tokenizer.json): copy its files there from the base model's"
+        pair = [name for name in ("vocab.json", "merges.txt") if (folder / name).exists()]
+        return f"its tokenizer is not whole, {pair[0]} is there alone: {AGAIN}" if len(pair) == 1 else None
     if found := damage(whole):
         return f"tokenizer.json {found}"
     return (

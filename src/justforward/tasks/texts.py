@@ -35,7 +35,7 @@ def check_readable(row: Any, where: str) -> None:
         elif isinstance(value, Unreadable):
             raise ValueError(f"{where}: {field} cannot be read: it is {value.why}")
         elif isinstance(value, Mapping):
-            for inner in reversed(value):
+            for inner in reversed(list(value)):
                 if not _is_unicode(str(inner)):
                     raise ValueError(f"{where}: a field's name holds half of a surrogate pair: {inner!a}")
                 waiting.append((f"{name}.{inner}" if name else str(inner), value[inner]))

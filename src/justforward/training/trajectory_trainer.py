@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import has_length
 
 from justforward.optim import CounterNoise, MeZO
 from justforward.optim.distribution.ranks import gathered
@@ -101,16 +102,32 @@ class TrajectoryMixin(CheckpointMixin):
         """A checkpoint folder for the last step of a log: the one that is there, or a new mark."""
         log = read(path)
         log.check()
-        step = len(log.steps)
+        folder = Path(self.args.output_dir or ".")
+        step = min(gathered(self._before_lost_evaluation(folder, len(log.steps))))
         if step == 0:
             return None
-        folder = Path(self.args.output_dir or ".")
         mark = folder / f"checkpoint-{step}"
         if self.args.should_save:
             self._mark_end(folder, mark, step)
         gathered(None)  # no rank goes on before the mark is there
         logger.info("going on from %s at step %d", path, step)
         return str(mark)
+
+    def _before_lost_evaluation(self, folder: Path, step: int) -> int:
+        """The last step up to `step` behind which no evaluation is missing that may choose the best checkpoint.
+
+        The log has none; those up to a checkpoint are in its state. Where epochs are not even, a step too early.
+        """
+        if not self.args.load_best_model_at_end:
+            return step
+        known = ((step_of(path) or 0, path) for path in reversed(checkpoints(folder)))
+        last = next((at for at, path in known if at <= step and damage(path) is None), 0)
+        size = len(self.train_dataset) if has_length(self.train_dataset) else 1  # type: ignore[arg-type]
+        epoch = max(1, size // self.get_total_train_batch_size(self.args))
+        total = self.args.max_steps if self.args.max_steps > 0 else int(self.args.num_train_epochs * epoch)
+        every = epoch if self.args.eval_strategy == "epoch" else self.args.eval_steps or 1
+        every = max(1, int(every if every >= 1 else every * total))
+        return min(step, (last // every + 1) * every - 1)
 
     def _mark_end(self, folder: Path, mark: Path, step: int) -> None:
         """Make a checkpoint for the last step of the log, unless there is one that is whole."""

@@ -71,7 +71,7 @@ def test_options_are_scored_from_a_token_that_spans_the_boundary(words, prompt, 
     tokenizer, own = made(words), task(options)
     encoder = PromptEncoder(tokenizer, own)
     rows = encoder.candidates(sample(own, prompt))
-    assert [" ".join(tokenizer.convert_ids_to_tokens(row.tokens[row.start :])) for row in rows] == scored
+    assert [" ".join(tokenizer.convert_ids_to_tokens(list(row.tokens[row.start :]))) for row in rows] == scored
     assert len({row.tokens[: row.start] for row in rows}) == 1
     assert bool(encoder.remarks.spanning) == (prompt != "is")
     gold = encoder.gold(sample(own, prompt))
