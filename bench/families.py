@@ -207,7 +207,7 @@ def row_of(model: PreTrainedModel) -> str:
         trusted = f"  {type(error).__name__}"
     cells = []
     for dtype in (torch.float32, torch.bfloat16):
-        model.to(dtype)
+        torch.nn.Module.to(model, dtype)
         reference = exact if dtype == torch.float32 else alone(model, rows)
         engine = ScoringEngine(model)
         scores = by_engine(engine, sets)
@@ -215,10 +215,10 @@ def row_of(model: PreTrainedModel) -> str:
         taken = " ".join(
             f"{letter}{max((size.depth for size in engine.proofs.proven.get(kind, ())), default='-')}"
             for letter, kind in (
-                ("b", (False, False)),
-                ("t", (True, False)),
-                ("c", (False, True)),
-                ("ct", (True, True)),
+                ("b", Kind(False, False)),
+                ("t", Kind(True, False)),
+                ("c", Kind(False, True)),
+                ("ct", Kind(True, True)),
             )
         )
         cells += [f"{taken:20s}", apart(scores, reference)]

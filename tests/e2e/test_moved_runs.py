@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM
 from justforward.commands.cli import main
 
 # fmt: off
-JOB = ["--task_name", "SST2", "--model_name", MODEL, "--data_dir", DATA, "--use_cpu", "--disable_tqdm", "--num_eval", "4",
-       "--train_as_classification", "--num_train", "16", "--num_dev", "8", "--train_set_seed", "0", "--max_steps", "6",
-       "--per_device_train_batch_size", "4", "--save_model", "--learning_rate", "3e-2", "--result_file", "r.json"]
+JOB = ["--task_name", "SST2", "--model_name", MODEL, "--data_dir", DATA, "--use_cpu", "--disable_tqdm", "--num_eval",
+       "4", "--train_as_classification", "--num_train", "16", "--num_dev", "8", "--train_set_seed", "0",
+       "--max_steps", "6", "--per_device_train_batch_size", "4", "--save_model", "--learning_rate",
+       "3e-2", "--result_file", "r.json"]
 SAVING = ["--save_strategy", "steps", "--save_steps", "2", "--eval_strategy", "steps", "--eval_steps", "2",
           "--load_best_model_at_end"]
 # fmt: on

@@ -103,20 +103,17 @@ HARD_CONFIGS: dict[str, Callable[[], hf.PretrainedConfig]] = {
         linear_value_head_dim=8,
     ),
     "recurrent_gemma": lambda: hf.RecurrentGemmaConfig(
-        **{**_llama, "num_hidden_layers": 3}, head_dim=8, lru_width=32, attention_window_size=WINDOW
+        **{**_llama, "num_hidden_layers": 3, "head_dim": 8}, lru_width=32, attention_window_size=WINDOW
     ),
     "rwkv": lambda: hf.RwkvConfig(**_common, hidden_size=32, num_hidden_layers=2, context_length=512),
     "xlstm": lambda: hf.xLSTMConfig(
         **_common, hidden_size=64, num_hidden_layers=2, num_heads=2, qk_dim_factor=1.0, chunk_size=16
     ),
     "zamba2": lambda: hf.Zamba2Config(
-        **_plain,
+        **{**_plain, "mamba_headdim": 16, "attention_head_dim": 16, "attention_hidden_size": 64},
         layers_block_type=["linear_attention", "hybrid"],
         mamba_d_state=16,
-        mamba_headdim=16,
         n_mamba_heads=4,
-        attention_head_dim=16,
-        attention_hidden_size=64,
         adapter_rank=8,
     ),
 }
