@@ -234,8 +234,8 @@ class ObjectiveMixin(_Base):
         if arguments is not None and arguments.ddp_broadcast_buffers is None:
             # It would be done at every forward, and ranks do not make equally many. Nothing here changes buffers.
             arguments.ddp_broadcast_buffers = False
-        if arguments is not None and not isinstance(self, MeZOMixin):
-            arguments.logging_nan_inf_filter = False  # it would log 0; no gradient step survives such a loss
+        if arguments is not None:
+            arguments.logging_nan_inf_filter = False  # it would log another loss in the place of one that is not finite
         super().__init__(*args, data_collator=collate, compute_metrics=_accuracy, **kwargs)
         self.model_accepts_loss_kwargs = False
         if engine.prefix_length and self.args.world_size > 1 and not isinstance(self, MeZOMixin):

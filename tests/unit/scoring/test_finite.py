@@ -1,5 +1,6 @@
 """Scores that are not numbers are no choice: an error, a wrong answer that is counted, a step that is skipped."""
 
+from contextlib import nullcontext
 from math import inf, nan
 from typing import Any
 
@@ -14,6 +15,7 @@ from justforward.scoring import ScoringEngine
 from justforward.scoring.evaluation import Evaluator
 from justforward.scoring.finite import NotNumbersError, is_choice, likely_cause, numbers_only
 from justforward.scoring.prompts import Row
+from justforward.scoring.remarks import Remarks
 from justforward.tasks import get_task
 from justforward.tasks.base import Sample
 from justforward.training.objectives import Classification, Example, TeacherForcing
@@ -63,6 +65,9 @@ class Words:
     def __init__(self, first: int, second: int):
         self.options = (first, second)
 
+    def noting(self):
+        return nullcontext(Remarks(8))
+
     def candidates(self, sample, demonstrations=(), *, calibration=False):
         return [Row((5, 6, 7, option), 3) for option in self.options]
 
@@ -106,20 +111,21 @@ def test_generated_text_is_made_of_numbers_too(sampling):
 
 
 def examples(count: int = 8) -> list[Example]:
-    options = [((5, 6, 7 + i, 40), (5, 6, 7 + i, 41)) for i in range(count)]
+    prompts = [(5 + 3 * i, 6 + 3 * i, 7 + 3 * i) for i in range(count)]  # none shares a tree with another
+    options = [((*prompt, 50), (*prompt, 51)) for prompt in prompts]
     return [Example(tuple(Row(tokens, 3) for tokens in rows), 0) for rows in options]
 
 
 def test_a_loss_that_is_not_finite_is_no_right_answer():
     model = tiny("llama")
     with torch.no_grad():
-        model.model.embed_tokens.weight[9] = nan  # the third example's
+        model.model.embed_tokens.weight[9] = nan  # the second example's
         engine, objective = ScoringEngine(model), Classification()
         measured = objective.measure(engine, objective.batch(engine, examples(4)))
     assert measured.correct is not None
     assert measured.losses is not None
-    assert measured.losses.isfinite().tolist() == [True, True, False, True]
-    assert not measured.correct[2]
+    assert measured.losses.isfinite().tolist() == [True, False, True, True]
+    assert not measured.correct[1]
     assert measured.loss.isnan()
 
 
@@ -151,7 +157,7 @@ def test_an_evaluation_on_the_way_says_so(kind, objective, tmp_path, caplog):
 def test_fine_tuning_logs_a_loss_that_is_not_finite_as_it_is(tmp_path):
     model = tiny("llama")
     with torch.no_grad():
-        model.lm_head.weight[3] = nan
+        model.lm_head.weight[50] = nan
     arguments = TrainingArguments(
         str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True, max_steps=1, logging_steps=1
     )
@@ -169,5 +175,5 @@ def test_a_reward_of_no_numbers_is_a_step_to_skip():
     batch = objective.batch(engine, [Example(one.rows, 0, sample) for one in examples(2)])
     assert objective.measure(engine, batch).loss == -1
     with torch.no_grad():
-        engine.model.lm_head.weight[3] = nan
+        engine.model.lm_head.weight[50] = nan
     assert objective.measure(engine, batch).loss.isnan()
