@@ -1,7 +1,8 @@
-"""From arguments to the parts of a job: the model in its place, what evaluates it, and what training minimises."""
+"""From arguments to the parts of a job: its processes, the model in its place, what evaluates and what trains it."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +12,16 @@ from torch import nn
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
+from justforward import launcher
 from justforward.auto.measure import LossProbe, Proposal, batch_closures, propose
+from justforward.command_line.arguments import Parsed
 from justforward.command_line.job import JobArguments
 from justforward.models.loading import LoadedModel
 from justforward.models.recipe import ModelRecipe
 from justforward.models.tuning import TuningSettings, choose
 from justforward.optim import CounterNoise
 from justforward.optim.distribution.offload import Offload, to_file
+from justforward.optim.distribution.ranks import join_cpu_ranks
 from justforward.scoring import ScoringEngine
 from justforward.scoring.evaluation import Evaluator
 from justforward.scoring.generation import GenerationSettings, Generator
@@ -83,13 +87,27 @@ class Assembly:
     def evaluator(self, loaded: LoadedModel) -> Evaluator:
         """What evaluates a model on the task."""
         job = self.job
+        embedding: Any = loaded.model.get_input_embeddings()
         encoder = PromptEncoder(
             loaded.tokenizer,
             self.task,
             max_length=loaded.max_length,
             max_new_tokens=job.max_new_tokens,
             bos_token_id=loaded.bos_token_id,
+            embedding_rows=embedding.weight.shape[0],
+            refuse_lone_options=True,
         )
+        device = self.arguments.device if job.zo_offload != "none" else None
+        return Evaluator(
+            encoder,
+            ScoringEngine(loaded.model, token_budget=job.token_budget, device=device),
+            self._generator(loaded, device) if self.task.generation else None,
+            calibration="sfc" if job.sfc else "icl_sfc" if job.icl_sfc else None,
+            verbose=job.verbose,
+        )
+
+    def _generator(self, loaded: LoadedModel, device: torch.device | None) -> Generator:
+        job = self.job
         settings = GenerationSettings(
             max_new_tokens=job.max_new_tokens,
             eos_token=job.eos_token,
@@ -99,15 +117,7 @@ class Assembly:
             top_k=job.top_k,
             top_p=job.top_p,
         )
-        device = self.arguments.device if job.zo_offload != "none" else None
-        generator = Generator(loaded.model, loaded.tokenizer, settings, token_budget=job.token_budget, device=device)
-        return Evaluator(
-            encoder,
-            ScoringEngine(loaded.model, token_budget=job.token_budget, device=device),
-            generator if self.task.generation else None,
-            calibration="sfc" if job.sfc else "icl_sfc" if job.icl_sfc else None,
-            verbose=job.verbose,
-        )
+        return Generator(loaded.model, loaded.tokenizer, settings, token_budget=job.token_budget, device=device)
 
     def objective(self, evaluator: Evaluator) -> Objective:
         """What training minimises."""
@@ -153,6 +163,40 @@ class Assembly:
             "run_facts": {"recipe": self.recipe().to_json(), "job": dict(record)},
             "reload_base": lambda: dict(self._load("cpu").model.named_parameters()),
         }
+
+
+def training_arguments(parsed: Parsed, **overrides: Any) -> TrainingArguments:
+    """The Trainer's arguments, with this process joined to the others of its launch; `overrides` as in Parsed.training.
+
+    Processes that were started on a machine without an accelerator train on its CPUs, asked to or not: the Trainer
+    would take each for the only one. Raises ValueError, in one line, where there are other processes than the launcher
+    says, or more than devices.
+    """
+    launch, given = launcher.find(), parsed.training_kwargs
+    if launch.size > 1:
+        if given.get("use_cpu") or _on_cpu():
+            overrides = {**overrides, "use_cpu": True}
+            join_cpu_ranks(launch, given.get("ddp_timeout", TrainingArguments.ddp_timeout))
+        elif launch.local_rank >= torch.accelerator.device_count():
+            raise ValueError(
+                f"{launch.by} has started process {launch.local_rank} (LOCAL_RANK, from 0) on a machine with "
+                f"{torch.accelerator.device_count()} GPUs: start one for each, or give --use_cpu"
+            )
+    arguments = parsed.training(**overrides)
+    if arguments.world_size != launch.size:
+        raise ValueError(
+            f"{launch.size} processes were started (by {launch.by or 'no launcher'}), and torch sees "
+            f"{arguments.world_size}: start them with torchrun"
+        )
+    # Without a GPU there is nothing to pin memory for, and torch warns.
+    arguments.dataloader_pin_memory = arguments.dataloader_pin_memory and arguments.device.type == "cuda"
+    return arguments
+
+
+def _on_cpu() -> bool:
+    device = torch.accelerator.current_accelerator(check_available=True)
+    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")  # by accelerate launch --cpu
+    return asked or device is None or device.type == "mps"  # which is one device for all
 
 
 def check_reporters(names: Sequence[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,27 +12,33 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainingArguments
 
-from justforward.assembly import Assembly, check_reporters
+from justforward import launcher
+from justforward.assembly import Assembly, check_reporters, training_arguments
 from justforward.auto.settle import FILE_NAME as AUTO_FILE
 from justforward.auto.settle import settle
 from justforward.command_line.arguments import Parsed
 from justforward.command_line.job import JobArguments
 from justforward.models.loading import LoadedModel
+from justforward.models.saving import save
 from justforward.models.tuning import merge_lora
 from justforward.optim import DivergenceError
-from justforward.optim.distribution.ranks import RankError, Ranks, gathered, join_cpu_ranks, ranks_answer
+from justforward.optim.distribution.ranks import RankError, Ranks, gathered, ranks_answer
 from justforward.optim.distribution.shards import is_sharded
-from justforward.results.files import result_name, write_json, write_jsonl
+from justforward.results.files import result_name, try_to_write, write_json, write_jsonl, writing
+from justforward.results.places import place, predictions
 from justforward.results.provenance import run_facts
 from justforward.scoring.evaluation import Evaluator, Outcome
+from justforward.scoring.remarks import cut_facts
 from justforward.tasks import Sample, Splits, Task, find_task
 from justforward.tasks.from_file import pinned
 from justforward.tasks.sampling import TrainSet, eval_indices, train_sets
 from justforward.training.interrupts import InterruptedTraining, SaveOnInterrupt
 from justforward.training.linear_probe import linear_probe
+from justforward.training.output_folder import make_room
 from justforward.training.progress import show_progress
 from justforward.training.resuming import (
     AlreadyTrained,
@@ -41,6 +46,7 @@ from justforward.training.resuming import (
     agreed,
     claimed,
     find_checkpoint,
+    goes_on,
     job_record,
     relaunched,
     share_log,
@@ -57,9 +63,10 @@ def run(parsed: Parsed, callbacks: Sequence[TrainerCallback] = ()) -> None:
 
     callbacks: for the Trainer, where the job trains.
     """
-    _log_to_stderr()
+    _log_to_stderr(launcher.settle().rank)
+    folder = Path(parsed.training_kwargs.get("output_dir") or "result")
     try:
-        with ranks_answer():
+        with ranks_answer(), writing(folder, lambda: goes_on(folder)):
             _run(parsed, callbacks)
     except (DivergenceError, RankError) as error:
         raise SystemExit(f"justforward: {error}") from error
@@ -69,7 +76,7 @@ def _run(parsed: Parsed, callbacks: Sequence[TrainerCallback]) -> None:
     job = parsed.job
     task = find_task(job.task_name, job.task_file)
     splits = task.load(job.data_dir)
-    arguments = _training(parsed)
+    arguments = training_arguments(parsed)
     trains = job.trainer != "none"
     if trains and arguments.process_index == 0:
         check_reporters(list(arguments.report_to or []))
@@ -152,6 +159,7 @@ class Experiment:
             if dev and job.trainer != "none":
                 dev_outcomes = self._evaluate(evaluator, dev, None, "development set")
                 facts |= {f"dev_{k}": v for k, v in evaluator.metrics(dev, dev_outcomes).items()}
+                facts |= cut_facts([o.cut for o in dev_outcomes], "dev_")
             self._write(path, evaluator, samples, outcomes, facts, started)
         if job.trainer != "none" and not last:
             self.loaded = None  # every train set starts from the base model
@@ -161,16 +169,18 @@ class Experiment:
     ) -> dict[str, Any]:
         """Linear probing in place of training."""
         started = time.perf_counter()
-        rows = [evaluator.encoder.gold(sample) for sample in train]
+        with evaluator.encoder.noting("training rows") as remarks:
+            rows = [evaluator.encoder.gold(sample) for sample in train]
         probe = linear_probe(evaluator.engine, rows, early_stopping=self.job.lp_early_stopping)
         if self.job.save_model and self.arguments.process_index == 0:
             target = Path(self.arguments.output_dir or ".") / (folder or "")
-            loaded.model.save_pretrained(target)
-            loaded.tokenizer.save_pretrained(target)
+            make_room(target, adapter=False, base=self.job.model_name)
+            save(loaded, target)
         return {
             "train_accuracy": probe.accuracy,
             "penalty": probe.penalty,
             "train_seconds": round(time.perf_counter() - started, 2),
+            **cut_facts(map(remarks.tokens_lost, train), "train_"),
         }
 
     def _train(
@@ -188,19 +198,21 @@ class Experiment:
         objective = self.parts.objective(evaluator)
         arguments = self.arguments
         if folder is not None:
-            arguments = _training(self.parsed, output_dir=str(Path(arguments.output_dir or ".") / folder))
+            arguments = training_arguments(self.parsed, output_dir=str(Path(arguments.output_dir or ".") / folder))
         record = job_record(pinned(asdict(self.job), self.task, self.splits), arguments, train_set=train_set)
         checkpoint = self._checkpoint(arguments, record)
         kind, more = ObjectiveTrainer, {}
         if self.job.trainer == "zo":
             kind, more = ObjectiveMeZOTrainer, self.parts.mezo_settings(record)
+        with evaluator.encoder.noting("training and development rows") as remarks:
+            datasets = [[objective.encode(evaluator.encoder, s) for s in samples] for samples in (train, dev)]
         trainer = kind(
             model=loaded.model,
             args=arguments,
             objective=objective,
             engine=evaluator.engine,
-            train_dataset=[objective.encode(evaluator.encoder, s) for s in train],
-            eval_dataset=[objective.encode(evaluator.encoder, s) for s in dev],
+            train_dataset=datasets[0],
+            eval_dataset=datasets[1],
             processing_class=loaded.tokenizer,
             callbacks=[StopIfFinished(), *([SaveOnInterrupt()] if self.job.save_on_interrupt else []), *self.callbacks],
             **more,
@@ -221,10 +233,14 @@ class Experiment:
             # The evaluation that follows runs on the merged weights, which are what is saved.
             trainer.model = merge_lora(loaded.model)
         if self.job.save_model:
+            if arguments.should_save:
+                adapter = isinstance(trainer.model, PeftModel)
+                make_room(Path(arguments.output_dir or "."), adapter=adapter, base=self.job.model_name)
             trainer.save_model()
         if isinstance(trainer, ObjectiveMeZOTrainer) and trainer.log_path.exists() and arguments.process_index == 0:
             write_card(trainer.log_path.parent)
         facts = {"train_steps": trainer.state.global_step, **facts}
+        facts |= cut_facts(map(remarks.tokens_lost, train), "train_")
         if self.settled is not None:
             facts |= {**self.settled["values"], "auto": self.settled["reasons"]}
         if isinstance(trainer, ObjectiveMeZOTrainer) and trainer.mezo is not None:
@@ -253,7 +269,7 @@ class Experiment:
             anew=self.job.overwrite_output_dir and not relaunched(place),
         )
         parsed = self.parsed.with_values(settled["values"])
-        return replace(self, parsed=parsed, arguments=_training(parsed), settled=settled)
+        return replace(self, parsed=parsed, arguments=training_arguments(parsed), settled=settled)
 
     def _checkpoint(self, arguments: TrainingArguments, record: Mapping[str, Any]) -> str | None:
         """What to continue from; from here on the output folder says that it is this job's."""
@@ -311,27 +327,17 @@ class Experiment:
         return [parts[i % ranks.size][i // ranks.size] for i in range(len(samples))]
 
     def _result_path(self, train_set: int | None) -> Path:
-        """Where the metrics go; its folder is made, and tried, before the work starts."""
+        """Where the metrics are to go; its folder is made, and tried, before the work starts."""
         job = self.job
-        name = result_name(
-            task=job.task_name,
-            model=job.model_name,
-            sfc=job.sfc,
-            icl_sfc=job.icl_sfc,
-            num_eval=job.num_eval,
-            num_train=job.num_train,
-            num_dev=job.num_dev,
-            tag=job.tag,
-            train_set=train_set,
-        )
-        path = Path(job.result_file) if job.result_file else Path("result") / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            probe = path.parent / f".{path.name}.{os.getpid()}.probe"  # each of several processes tries
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise ValueError(f"--result_file: cannot write to {path.parent}: {error.strerror}") from error
+        if job.result_file:
+            path = Path(job.result_file)
+            if (job.num_train_sets or 1) > 1:
+                path = path.with_name(f"{path.stem}-trainset{train_set}{path.suffix}")
+        else:
+            names = ("sfc", "icl_sfc", "num_eval", "num_train", "num_dev", "tag")
+            told = {name: getattr(job, name) for name in names}
+            path = "result" / Path(result_name(task=job.task_name, model=job.model_name, train_set=train_set, **told))
+        try_to_write(path)
         return path
 
     def _write(
@@ -346,10 +352,17 @@ class Experiment:
         if self.arguments.process_index != 0:  # every process has the same outcomes
             return
         metrics = evaluator.metrics(samples, outcomes)
-        write_jsonl(path.with_name(f"{path.stem}-predictions.jsonl"), (o.to_json() for o in outcomes))
         seconds = round(time.perf_counter() - started, 2)
         told = run_facts(asdict(self.job), self.parsed.command_line(), self.arguments, facts.get("train_set_seed"))
-        facts = {**facts, "num_eval": len(samples), "seconds": seconds, "peak_memory_mib": round(peak_memory_mib())}
+        facts = {
+            **facts,
+            **cut_facts([o.cut for o in outcomes]),
+            "num_eval": len(samples),
+            "seconds": seconds,
+            "peak_memory_mib": round(peak_memory_mib()),
+        }
+        path = place(path, told["command"], named=self.job.result_file is not None)
+        write_jsonl(predictions(path), (o.to_json() for o in outcomes))
         write_json(path, {**metrics, **facts, "run": told})
         logger.info("%s  -> %s", ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()), path)
 
@@ -361,15 +374,6 @@ def _advance(bar: tqdm) -> Callable[[int], None]:
     return advance
 
 
-def _training(parsed: Parsed, **overrides: Any) -> TrainingArguments:
-    if parsed.training_kwargs.get("use_cpu"):
-        join_cpu_ranks(parsed.training_kwargs.get("ddp_timeout", TrainingArguments.ddp_timeout))
-    arguments = parsed.training(**overrides)
-    # Without a GPU there is nothing to pin memory for, and torch warns.
-    arguments.dataloader_pin_memory = arguments.dataloader_pin_memory and arguments.device.type == "cuda"
-    return arguments
-
-
 class _AboveProgressBars(logging.Handler):
     """Writes lines to stderr without breaking a progress bar."""
 
@@ -377,9 +381,9 @@ class _AboveProgressBars(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
-def _log_to_stderr() -> None:
+def _log_to_stderr(rank: int) -> None:
     package = logging.getLogger("justforward")
     if not package.handlers:
         package.addHandler(_AboveProgressBars())
-        package.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+        package.setLevel(logging.INFO if rank == 0 else logging.ERROR)
         package.propagate = False

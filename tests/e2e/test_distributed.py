@@ -7,8 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.golden import DATA
-from support.launching import JOB, ROOT, ZO, folder, largest_difference, launch, processes
+from support.launching import (
+    JOB,
+    ROOT,
+    ZO,
+    as_srun_does,
+    by_accelerate,
+    folder,
+    largest_difference,
+    launch,
+    processes,
+)
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 __all__ = ["folder"]
@@ -46,6 +57,17 @@ def test_mezo_equals_one_process(folder):
     one = launch(folder, "one", [sys.executable, *job, "--per_device_train_batch_size", "4"])
     two = launch(folder, "two", [*processes(2), *job, "--per_device_train_batch_size", "2"])
     assert largest_difference(one, two) < 1e-5
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="processes would train on the GPUs")
+def test_without_a_gpu_no_process_takes_itself_for_the_only_one(folder):
+    """Whatever has started them, and without --use_cpu."""
+    job = [str(ROOT / "run.py"), *ZO, *(word for word in JOB if word != "--use_cpu"), "--max_steps", "4"]
+    two = [*job, "--per_device_train_batch_size", "2"]
+    one = launch(folder, "one", [sys.executable, *job, "--per_device_train_batch_size", "4"])
+    for name, launcher in {"torchrun": processes, "accelerate": by_accelerate, "srun": as_srun_does}.items():
+        assert largest_difference(one, launch(folder, name, [*launcher(2), *two])) < 1e-5
+        assert json.loads((folder / name / "r.json").read_text())["run"]["processes"] == 2
 
 
 def test_directions_are_spread_over_groups(folder):

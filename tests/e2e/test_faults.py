@@ -3,14 +3,13 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from support.launching import JOB, ROOT, ZO, folder, largest_difference, launch, prepare, processes
+from support.launching import JOB, ROOT, ZO, folder, free_port, largest_difference, launch, prepare, processes
 from transformers import AutoModelForCausalLM
 
 __all__ = ["folder"]
@@ -92,12 +91,9 @@ def test_a_late_joiner_catches_up(folder, monkeypatch):
     split = ["--accelerator_config", '{"split_batches": true}', "--per_device_train_batch_size", "4"]
     job = [str(ROOT / "run.py"), *LONG, *split, "--max_steps", "300", "--save_on_each_node"]
     whole = launch(folder, "whole", [sys.executable, *job])
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     # fmt: off
     node = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc_per_node", "1", "--max_restarts",
-            "3", "--rdzv_backend", "c10d", "--rdzv_endpoint", f"localhost:{port}", "--rdzv_id", "late",
+            "3", "--rdzv_backend", "c10d", "--rdzv_endpoint", f"localhost:{free_port()}", "--rdzv_id", "late",
             "--rdzv_conf", "last_call_timeout=1,join_timeout=120"]
     # fmt: on
     first, log = started(folder, "first", [*node, *job])

@@ -11,6 +11,7 @@ real command line there, in this process:
     exit = 0                               # 2: the last line of stderr is the error
     says = ["4 rows for training"]         # in stdout or stderr
     silent = ["nan"]                       # not in them
+    absent = ["o.json"]                    # files that are not written
 
     [run.result]                                # a result file: "o.json" holds accuracy 0.5
     "o.json" = {accuracy = 0.5}
@@ -36,7 +37,7 @@ from support.golden import DATA, MODEL
 from justforward.commands.cli import main
 
 CASES = sorted(path.parent for path in Path(__file__).parent.glob("*/case.toml"))
-KEYS = {"command", "exit", "says", "silent", "result", "predicted", "scores"}
+KEYS = {"command", "exit", "says", "silent", "absent", "result", "predicted", "scores"}
 
 
 @pytest.mark.parametrize("folder", CASES, ids=lambda folder: folder.name)
@@ -65,6 +66,8 @@ def check(run: dict[str, Any], code: int, out: str, err: str) -> None:
         assert text in out + err, shown
     for text in run.get("silent", []):
         assert text not in out + err, shown
+    for name in run.get("absent", []):
+        assert not Path(name).exists(), shown
     for name, expected in run.get("result", {}).items():
         found = json.loads(Path(name).read_text(encoding="utf-8"))
         assert {key: found.get(key) for key in expected} == pytest.approx(expected), shown

@@ -1,10 +1,13 @@
 """The engine equals plain scoring, one row at a time, for any rows, any budget, any order, on every family."""
 
+import functools
+import random
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.families import CONFIGS, PLAIN_CONFIGS, VOCABULARY, tiny
+from support.families import CONFIGS, HARD_CONFIGS, PLAIN_CONFIGS, VOCABULARY, WINDOW, tiny
 
 from justforward.scoring import ScoringEngine, make_plan
 from justforward.scoring.prompts import Row
@@ -112,14 +115,47 @@ def test_gradients_equal_those_of_separate_rows(family):
         assert torch.allclose(gradient, gradients[1][name], atol=1e-5), name
 
 
-def test_a_window_shorter_than_a_row_forbids_short_cuts():
-    model = tiny("mistral")
-    prompt = tuple(3 + i % 90 for i in range(70))
-    rows = [Row(prompt + option, len(prompt)) for option in ((30, 31), (32, 33, 34))]
-    engine = ScoringEngine(model)
-    with torch.no_grad():
-        assert not engine.plan(rows).has_tree
-        assert torch.allclose(engine.score(rows).token_logprobs, one_by_one(model, rows), atol=1e-5)
+def questions(longest: int, shared: int = 0) -> list[Row]:
+    """Three options of one to four tokens behind each of five prompts, the first of which has `longest` tokens."""
+    chance = random.Random(longest)
+    words = functools.partial(chance.choices, range(3, VOCABULARY))
+    beginning, rows = words(k=shared), []
+    for i in range(5):
+        prompt = (*beginning, *words(k=chance.randint(2, longest - shared) if i else longest - shared))
+        rows += [Row((*prompt, *words(k=chance.randint(1, 4))), len(prompt)) for _ in range(3)]
+    return rows
+
+
+LONG = 2 * WINDOW + 8
+
+
+@pytest.mark.parametrize("family", HARD_CONFIGS)
+@torch.no_grad()
+def test_equal_to_one_row_at_a_time_where_short_cuts_fail(family):
+    model = tiny(family)
+    for rows in (questions(LONG), questions(LONG, shared=20)):
+        assert torch.allclose(ScoringEngine(model).score(rows).token_logprobs, one_by_one(model, rows), atol=1e-4)
+
+
+@pytest.mark.parametrize("family", [name for name in HARD_CONFIGS if name != "xlstm"])  # it takes no other dtype
+@torch.no_grad()
+def test_as_near_as_rounding_explains_where_short_cuts_fail(family):
+    model, rows = tiny(family, dtype=torch.bfloat16), questions(LONG, shared=20)
+    scores, alone = ScoringEngine(model).score(rows).token_logprobs, one_by_one(model, rows)
+    exact = one_by_one(model.float(), rows)
+    rounding, error = ((values - exact).square().mean().sqrt() for values in (alone, scores))
+    assert error < 2 * rounding + 1e-3
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "gpt_neo", "llama4", "mistral_long"])
+def test_a_proof_holds_up_to_its_length(family):
+    """Rows within the window are packed; longer ones are not, whichever come first."""
+    model = tiny(family)
+    short, long = questions(WINDOW // 3), questions(LONG)
+    for order in ([short, long, short], [long, short, long]):
+        engine = ScoringEngine(model)
+        for rows in order:
+            assert engine.plan(rows).has_tree == (rows is short)
 
 
 def test_a_wrong_short_cut_is_found_out_and_left_alone(caplog):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,28 @@ def launch(folder: Path, name: str, command: list[str], **environment: str) -> d
 
 def processes(count: int) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return str(free.getsockname()[1])
+
+
+def by_accelerate(count: int) -> list[str]:
+    words = ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    words += ["--num_processes", str(count), "--main_process_port", free_port()]
+    return [sys.executable, "-m", "accelerate.commands.launch", *words]
+
+
+def as_srun_does(count: int) -> list[str]:
+    """Processes that know from Slurm's variables alone which they are."""
+    given = f"SLURM_NTASKS={count} SLURM_STEP_ID=0 MASTER_ADDR=localhost MASTER_PORT={free_port()}"
+    start = f'{given} SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & started+=($!)'
+    script = (
+        f"for i in $(seq 0 {count - 1}); do {start}; done; for one in ${{started[@]}}; do wait $one || exit 1; done"
+    )
+    return ["bash", "-c", script, "-", sys.executable]
 
 
 def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:

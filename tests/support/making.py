@@ -52,6 +52,12 @@ def one(tokenizer: PreTrainedTokenizerFast, text: str) -> int:
     return token
 
 
+def piece(tokenizer: PreTrainedTokenizerFast, text: str) -> int:
+    """The id of the token that writes a text, also where other tokens are made of the text."""
+    (letters, _), *_ = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+    return tokenizer.get_vocab()[letters]
+
+
 def bigram(
     folder: str | Path,
     tokenizer: PreTrainedTokenizerFast,

@@ -307,7 +307,7 @@ def _generation(job: JobArguments, *, generation: bool) -> list[Rule]:
         ),
         (job.temperature <= 0, f"argument --temperature: must be above 0, got {job.temperature:g}"),
         (not 0 < job.top_p <= 1, f"argument --top_p: must be above 0 and at most 1, got {job.top_p:g}"),
-        (job.eos_token == "", "argument --eos_token: must not be empty; its last token ends the generation"),
+        (job.eos_token == "", "argument --eos_token: must not be empty; it ends a generated answer"),
     ]
 
 

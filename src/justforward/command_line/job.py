@@ -268,7 +268,7 @@ class JobArguments:
     eos_token: str = _arg(
         GENERATION,
         "\n",
-        "Text whose last token ends the generation, besides the model's own end token. In bash: $'\\n'.",
+        "Text before which a generated answer ends, besides the model's own end tokens. In bash: $'\\n'.",
     )
 
     result_file: str | None = _arg(

@@ -6,7 +6,9 @@ when it starts. Exit codes: 0 done, 2 a mistake of the user's (one line on stder
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -38,6 +40,9 @@ for _name in DESCRIPTIONS.keys() - {"run", "log"}:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code. Exceptions other than users' mistakes are bugs and propagate."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show, and bytes of paths that are no text
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     quiet_without_terminal()
     try:
         command = words.pop(0) if words and not words[0].startswith("-") else "run"
@@ -50,6 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("justforward: interrupted", file=sys.stderr)
         return 130
+    except UnicodeEncodeError as error:
+        if os.environ.get("JUSTFORWARD_TRACEBACK"):
+            raise
+        print(f"justforward: error: {_not_encoded(error)}", file=sys.stderr)
+        return 2
     except ValueError as error:
         if os.environ.get("JUSTFORWARD_TRACEBACK"):
             raise
@@ -90,11 +100,20 @@ def run(words: list[str]) -> None:
 
 
 def _one_line(error: ValueError) -> str:
-    """The message on one line. An error from inside a library may be a bug of ours: say how to see where."""
-    line = " ".join(str(error).split()) or type(error).__name__
+    """The message on one line, in which a tab is seen. One from inside a library may be a bug of ours: say where."""
+    text = re.sub(r"\s*\n\s*|[ \r]+", " ", str(error).strip()) or type(error).__name__
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
     ours = Path(raised_in).is_relative_to(Path(__file__).parents[1])
     return line if ours else f"{line} (JUSTFORWARD_TRACEBACK=1 shows where)"
+
+
+def _not_encoded(error: UnicodeEncodeError) -> str:
+    """A path or a text that the system has no bytes for, in words."""
+    what = f"{error.object!a:.200} cannot be written in {error.encoding}"
+    system = sys.getfilesystemencoding()
+    mend = "" if system == "utf-8" else f": the system's encoding is {system}, set PYTHONUTF8=1"
+    return f"{what}{mend} (JUSTFORWARD_TRACEBACK=1 shows where)"
 
 
 def _version() -> str:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import torch
+from peft import PeftModel
 
 from justforward.command_line.parser import Parser
+from justforward.models.saving import save
+from justforward.results.files import writing
+from justforward.training.output_folder import make_room
 from justforward.trajectory.replay import describe, replay
 
 
@@ -21,8 +26,10 @@ def replay_command(words: list[str]) -> None:
     if given.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"argument --device: {given.device} is not here: torch sees no GPU")
     loaded = replay(given.log, model_name=given.model, to=given.to, device=given.device, quiet=None)
-    loaded.model.save_pretrained(given.output)
-    loaded.tokenizer.save_pretrained(given.output)
+    output = Path(given.output)
+    with writing(output, lambda: "make room there and give the same command again"):
+        make_room(output, adapter=isinstance(loaded.model, PeftModel), base=given.model or "")
+        save(loaded, output)
     print(f"saved to {given.output}")
 
 

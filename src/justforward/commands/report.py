@@ -35,7 +35,7 @@ def report_command(words: list[str]) -> None:
     files = {page: to_html(groups, warnings, [path.name for path in files]), **files}
     try:
         for path, text in files.items():
-            write_text(path, text.encode(errors="replace").decode())  # JSON can hold what UTF-8 cannot
+            write_text(path, text)
         drawn = _write_plots(groups, page) if given.plots else []
     except OSError as error:
         raise ValueError(f"--output {given.output}: cannot write ({error.strerror})") from error

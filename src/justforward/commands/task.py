@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from justforward.command_line.parser import Parser
 from justforward.tasks import TASKS, Sample, Splits, Task, find_task, names
 from justforward.tasks.metrics import METRICS, Prediction
+from justforward.tasks.sampling import train_sets
 
 if TYPE_CHECKING:
     from justforward.scoring.prompts import PromptEncoder
@@ -49,16 +50,19 @@ def parse(words: list[str]) -> argparse.Namespace:
     check.add_argument("--data_dir", help="the folder of the rows, as for a run")
     check.add_argument("--num", type=int, default=3, help="prompts to show (default: 3)")
     check.add_argument("--model_name", help="count tokens with this model's tokenizer; no weights are read")
+    check.add_argument("--num_train", type=int, default=0, help="count with so many demonstrations (default: 0)")
     check.add_argument("--max_length", type=int, default=2048, help="longest input in tokens (default: 2048)")
     check.add_argument("--max_new_tokens", type=int, default=50, help="room for a generated answer (default: 50)")
+    check.add_argument("--eos_token", default="\n", help="text that ends a generated answer, as for a run")
     check.add_argument("--bos_token_id", type=int, help="token before every prompt, as for a run")
     check.add_argument("--trust_remote_code", action="store_true", help="as for a run")
     try:
         given = parser.parse_args(words)
     except ValueError as error:
         raise ValueError(f"{parser.prog}: {error}") from None
-    if given.what == "check" and given.num < 0:
-        raise ValueError(f"argument --num: must be at least 0, got {given.num}")
+    for name in ("num", "num_train") if given.what == "check" else ():
+        if getattr(given, name) < 0:
+            raise ValueError(f"argument --{name}: must be at least 0, got {getattr(given, name)}")
     return given
 
 
@@ -137,20 +141,59 @@ def _always(task: Task, sample: Sample, answer: Any) -> Prediction:
 
 @dataclass
 class Tokens:
-    """Token counts of all rows under one tokenizer; problems: what is wrong -> in how many rows."""
+    """Token counts of rows under one tokenizer.
+
+    problems: what is wrong -> in how many rows; shots: demonstrations; note: on the task.
+    """
 
     model: str
+    encoder: PromptEncoder
     limit: int
+    shots: int
     prompts: list[int] = field(default_factory=list)
     answers: list[int] = field(default_factory=list)
     too_long: int = 0
     problems: Counter[str] = field(default_factory=Counter)
+    note: str | None = None
 
-    def add(self, prompt: int, answers: Sequence[int], longest: int) -> None:
-        """Count one row."""
+    def add(self, sample: Sample, demonstrations: Sequence[Sample]) -> None:
+        """Count one row; what cannot be encoded is a problem."""
+        try:
+            if sample.candidates is None:
+                self._generation(sample, demonstrations)
+            else:
+                self._choice(sample, sample.candidates, demonstrations)
+        except ValueError as error:
+            self.problems.update(list(self._failing(sample)) or [_reason(error)])
+
+    def _generation(self, sample: Sample, demonstrations: Sequence[Sample]) -> None:
+        prompt, gold = self.encoder.generation(sample, demonstrations), self.encoder.gold(sample)
+        self._count(len(prompt), [len(gold.tokens) - gold.start], len(prompt))
+
+    def _choice(self, sample: Sample, candidates: tuple[Any, ...], demonstrations: Sequence[Sample]) -> None:
+        rows = self.encoder.candidates(sample, demonstrations)
+        options = [len(row.tokens) - row.start for row in rows]
+        self._count(rows[0].start, options, max(len(row.tokens) for row in rows))
+        if max(options) + len(self.encoder.first) >= self.limit:
+            self.problems[f"an answer leaves nothing of its prompt in {self.limit} tokens: raise --max_length"] += 1
+        seen: dict[tuple[int, ...], Any] = {}
+        for candidate, row in zip(candidates, rows, strict=True):
+            other = seen.setdefault(row.tokens, candidate)
+            if other != candidate:
+                self.problems[f"the options {other!r} and {candidate!r} have the same tokens"] += 1
+
+    def _count(self, prompt: int, answers: Sequence[int], longest: int) -> None:
         self.prompts.append(prompt)
         self.answers += answers
         self.too_long += longest > self.limit
+
+    def _failing(self, sample: Sample) -> Iterator[str]:
+        """Which answers cannot be scored, and why."""
+        for answer in sample.correct if sample.candidates is None else sample.candidates:
+            try:
+                self.encoder.candidates(replace(sample, candidates=(answer,)))
+            except ValueError as error:
+                yield f"{answer!r}: {_reason(error)}"
 
     def lines(self) -> Iterator[str]:
         """The report."""
@@ -158,56 +201,60 @@ class Tokens:
         for name, counts in (("prompt", self.prompts), ("answers", self.answers)):
             if counts:
                 yield f"{name:24} {min(counts):>7} {statistics.median(counts):>8g} {max(counts):>7}"
-        rows = len(self.prompts)
-        yield f"{self.too_long} of {rows} rows are longer than {self.limit} tokens and lose some on the left"
+        rows = f"{self.too_long} of {len(self.prompts)} rows are longer than {self.limit} tokens"
+        shots = "with no demonstrations: --num_train counts them too"
+        counted = f"for validation, with {self.shots} demonstrations" if self.shots else shots
+        yield f"{rows} and lose some on the left ({counted})"
+        if self.encoder.first:
+            names = self.encoder.tokenizer.convert_ids_to_tokens(self.encoder.first)
+            yield f"every row begins with {' '.join(map(repr, names))}"
+        yield from self.encoder.remarks.lines()
         for problem, count in self.problems.most_common(MOST_SHOWN):
             yield f"problem in {count} rows: {problem}"
+        if self.note is not None:
+            yield f"note: {self.note}"
 
 
 def _measure(task: Task, splits: Splits, given: argparse.Namespace) -> Tokens:
-    from justforward.models.loading import load_tokenizer
+    from justforward.models.loading import embedding_rows, load_tokenizer
     from justforward.scoring.prompts import PromptEncoder
+    from justforward.scoring.stopping import unwritable
 
+    common = {"trust_remote_code": given.trust_remote_code}
     tokenizer, bos, max_length = load_tokenizer(
-        given.model_name,
-        max_length=given.max_length,
-        bos_token_id=given.bos_token_id,
-        trust_remote_code=given.trust_remote_code,
+        given.model_name, max_length=given.max_length, bos_token_id=given.bos_token_id, **common
     )
-    settings = {"max_new_tokens": given.max_new_tokens, "bos_token_id": bos}
+    rows = embedding_rows(given.model_name, **common)
+    settings = {"max_new_tokens": given.max_new_tokens, "bos_token_id": bos, "embedding_rows": rows}
     limit = PromptEncoder(tokenizer, task, max_length=max_length, **settings).max_length
     encoder = PromptEncoder(tokenizer, task, max_length=_UNCUT, **settings)
-    tokens = Tokens(given.model_name, limit)
-    for sample in (*splits.train, *splits.validation):
-        try:
-            _count(encoder, sample, tokens)
-        except ValueError:
-            tokens.problems.update(_failing(encoder, sample))
+    note = unwritable(tokenizer, given.eos_token) if task.generation else None
+    tokens = Tokens(given.model_name, encoder, limit, given.num_train, note=note)
+    for sample, demonstrations in _rows(splits, given.num_train):
+        tokens.add(sample, demonstrations)
     return tokens
 
 
-def _failing(encoder: PromptEncoder, sample: Sample) -> Iterator[str]:
-    """Which answers cannot be scored, and why."""
-    for answer in sample.correct if sample.candidates is None else sample.candidates:
-        alone = replace(sample, candidates=(answer,))
-        try:
-            encoder.candidates(alone)
-        except ValueError as error:
-            yield f"{answer!r}: {str(error).partition(':')[0]}"
-
-
-def _count(encoder: PromptEncoder, sample: Sample, tokens: Tokens) -> None:
-    if sample.candidates is None:
-        prompt, gold = encoder.generation(sample), encoder.gold(sample)
-        tokens.add(len(prompt), [len(gold.tokens) - gold.start], len(prompt))
+def _rows(splits: Splits, shots: int) -> Iterator[tuple[Sample, list[Sample]]]:
+    """All rows, or with demonstrations those for validation, each behind its own as in a run."""
+    if not shots:
+        yield from ((sample, []) for sample in (*splits.train, *splits.validation))
         return
-    rows = encoder.candidates(sample)
-    tokens.add(rows[0].start, [len(row.tokens) - row.start for row in rows], max(len(row.tokens) for row in rows))
-    seen: dict[tuple[int, ...], Any] = {}
-    for candidate, row in zip(sample.candidates, rows, strict=True):
-        other = seen.setdefault(row.tokens, candidate)
-        if other != candidate:
-            tokens.problems[f"the options {other!r} and {candidate!r} have the same tokens"] += 1
+    sets = train_sets(
+        len(splits.train),
+        num_train=shots,
+        num_dev=None,
+        num_train_sets=None,
+        train_set_seed=None,
+        num_eval_samples=len(splits.validation),
+    )
+    for sample, drawn in zip(splits.validation, sets, strict=True):
+        yield sample, [splits.train[i] for i in drawn.train]
+
+
+def _reason(error: ValueError) -> str:
+    """What is wrong, whatever the row."""
+    return str(error).partition(" (row ")[0]
 
 
 def _accepted(correct: Any) -> tuple[Any, ...]:

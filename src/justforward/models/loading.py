@@ -5,18 +5,25 @@ from __future__ import annotations
 import importlib.util
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TorchAoConfig,
 )
+
+from justforward.models.causality import EARLIER, is_causal, plain_tokens
+from justforward.models.generation_config import read as read_generation_config
+from justforward.models.reading import reading
+from justforward.models.sources import ModelError, find_source, folder_of, hub_adapter
+from justforward.models.whole import refuse_unless_whole, without_table
 
 logger = logging.getLogger(__name__)
 
@@ -32,23 +39,6 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     bos_token_id: int | None
     max_length: int
-
-
-def find_source(name: str) -> dict[str, Any]:
-    """Arguments of `from_pretrained` for a hub id, a folder, a .gguf file, or a folder holding one .gguf file."""
-    path = Path(name).expanduser()
-    if path.suffix == ".gguf" and path.is_file():
-        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    if path.is_dir() and not (path / "config.json").exists():
-        files = sorted(path.glob("*.gguf"))
-        if len(files) == 1:
-            return {"pretrained_model_name_or_path": str(path), "gguf_file": files[0].name}
-        if not files:
-            raise ValueError(f"--model_name {name}: the folder has neither config.json nor a .gguf file")
-        raise ValueError(f"--model_name {name}: the folder has {len(files)} .gguf files; name one of them")
-    if name.startswith((".", "/", "~")) and not path.exists():
-        raise ValueError(f"--model_name {name}: no such file or folder")
-    return {"pretrained_model_name_or_path": str(path) if path.exists() else name}
 
 
 def load(
@@ -69,7 +59,6 @@ def load(
     cannot be found or loaded.
     """
     source = find_source(name)
-    common = {**source, "trust_remote_code": trust_remote_code}
     quantized: dict[str, Any] = {}
     if int8:
         if "gguf_file" in source:
@@ -78,17 +67,52 @@ def load(
     tokenizer, bos_token_id, max_length = load_tokenizer(
         name, max_length=max_length, bos_token_id=bos_token_id, trust_remote_code=trust_remote_code
     )
-    try:
-        if auto_device and torch.cuda.device_count() > 1:
-            model = AutoModelForCausalLM.from_pretrained(**common, **quantized, dtype=dtype, device_map="auto")
-        else:
-            model = AutoModelForCausalLM.from_pretrained(**common, **quantized, dtype=dtype)
+    spread = {"device_map": "auto"} if auto_device and torch.cuda.device_count() > 1 else {}
+    config = load_config(name, trust_remote_code=trust_remote_code)
+    settings = {**_without_pad_outside(config), "generation_config": read_generation_config(source)}
+    with reading(name, source, "weights"), without_table():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            **source,
+            **settings,
+            **quantized,
+            **spread,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, with their names
+        )
+    model, found = loaded
+    refuse_unless_whole(name, model, found, folder_of(source))
+    tokens = plain_tokens(model, tokenizer, EARLIER + 2)
+    with reading(name, source, "run"):
+        if not spread:
             torch.nn.Module.to(model, device)
-    except (OSError, ValueError, ImportError) as error:
-        raise ValueError(f"--model_name {name}: {_first_line(error)}") from error
+        causal = is_causal(model.eval(), tokens)
+    if not causal:
+        raise ModelError(name, not_causal(model.config))
     if "gguf_file" in source:
         _forget_gguf(model)
-    return LoadedModel(model.eval(), tokenizer, bos_token_id, max_length)
+    return LoadedModel(model, tokenizer, bos_token_id, max_length)
+
+
+def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration of a causal LM. Raises ValueError, in one line, for what cannot be found or is none."""
+    source = find_source(name)
+    try:
+        with reading(name, source, "configuration"):
+            config = AutoConfig.from_pretrained(**source, trust_remote_code=trust_remote_code)
+    except ModelError:
+        if adapter := hub_adapter(name, whole=False):
+            raise ModelError(name, adapter) from None
+        raise
+    if adapter := hub_adapter(name, whole=True):
+        raise ModelError(name, adapter)
+    if config.is_encoder_decoder:
+        raise ModelError(name, not_causal(config, "it is an encoder with a decoder"))
+    own_code = getattr(config, "auto_map", None) or {}
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in own_code:
+        raise ModelError(name, not_causal(config, f"transformers has none of type {config.model_type}"))
+    return config
 
 
 def load_tokenizer(
@@ -98,23 +122,54 @@ def load_tokenizer(
 
     Raises ValueError, in one line, for what cannot be found or loaded.
     """
-    common = {**find_source(name), "trust_remote_code": trust_remote_code}
-    try:
-        config = AutoConfig.from_pretrained(**common)
-        tokenizer = AutoTokenizer.from_pretrained(**common)
-    except (OSError, ValueError, ImportError) as error:
-        raise ValueError(f"--model_name {name}: {_first_line(error)}") from error
+    source, config = find_source(name), load_config(name, trust_remote_code=trust_remote_code)
+    with reading(name, source, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     text_config = config.get_text_config()
     if bos_token_id is None and text_config.model_type == "opt":
         bos_token_id = OPT_BOS
-    positions = getattr(text_config, "max_position_embeddings", None) or max_length
+    positions = positions_of(text_config) or max_length
     if positions < max_length:
         logger.warning(
             "max_length %d is more than the model's %d positions; %d is used", max_length, positions, positions
         )
     return tokenizer, bos_token_id, min(max_length, positions)
+
+
+def embedding_rows(name: str, *, trust_remote_code: bool = False) -> int | None:
+    """The rows of a model's input embedding by its configuration; None where that does not say."""
+    return _vocabulary(load_config(name, trust_remote_code=trust_remote_code))
+
+
+def _vocabulary(config: PreTrainedConfig) -> int | None:
+    return getattr(config.get_text_config(), "vocab_size", None)
+
+
+def _without_pad_outside(config: PreTrainedConfig) -> dict[str, Any]:
+    """The argument of `from_pretrained` for a model whose padding token has no row in its embedding: torch refuses it.
+
+    Nothing is lost: padding is masked, whatever token stands there.
+    """
+    text_config, rows = config.get_text_config(), _vocabulary(config)
+    if rows is None or (text_config.pad_token_id or 0) < rows:
+        return {}
+    logger.warning("pad_token_id %d is left out: the model's embedding has %d rows", text_config.pad_token_id, rows)
+    text_config.pad_token_id = None
+    return {"config": config}
+
+
+def positions_of(text_config: PreTrainedConfig) -> int | None:
+    """The longest row that a model has positions for; None for no limit, which some write as -1."""
+    positions = getattr(text_config, "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
+def not_causal(config: PreTrainedConfig, why: str = "a later token changes what it predicts for earlier ones") -> str:
+    """The refusal of another kind of model."""
+    kind = (config.architectures or [type(config).__name__])[0]
+    return f"{kind} is no causal language model, {why}: give one that writes text, such as OPT, Llama or Qwen"
 
 
 def int8_config() -> TorchAoConfig:
@@ -137,10 +192,3 @@ def _forget_gguf(model: PreTrainedModel) -> None:
     for mark, value in (("hf_quantizer", None), ("is_quantized", False), ("quantization_method", None)):
         if hasattr(model, mark):
             setattr(model, mark, value)
-
-
-def _first_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if "couldn't connect" in text.lower() or "offline" in text.lower():
-        return "no such folder, and the hub cannot be reached; give a folder with the model"
-    return text[:300]

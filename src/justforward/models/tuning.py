@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -31,6 +31,8 @@ from transformers.pytorch_utils import Conv1D
 
 from justforward.models.loading import LoadedModel
 from justforward.models.prefix_mlp import PrefixMLPModel
+from justforward.models.reading import listed
+from justforward.models.towers import inside, unseen_towers
 from justforward.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -93,6 +95,14 @@ def tune_all(loaded: LoadedModel, settings: TuningSettings) -> LoadedModel:
     """Train every weight."""
     _refuse_quantised(loaded.model)
     loaded.model.requires_grad_(True)
+    with torch.enable_grad():
+        towers = unseen_towers(loaded.model, loaded.tokenizer)
+    frozen = [p for name, p in loaded.model.named_parameters() if inside(name, towers)]
+    for p in frozen:
+        p.requires_grad_(False)
+    if frozen:
+        size = sum(p.numel() for p in frozen)
+        logger.info("text does not reach %s: its %d weights stay as they are", listed(towers), size)
     return loaded
 
 
@@ -113,8 +123,14 @@ def tune_lora(loaded: LoadedModel, settings: TuningSettings) -> LoadedModel:
 
     W x  becomes  W x + (lora_alpha / lora_r) B A x,  A [r, in] random, B [out, r] zero at the start.
     """
-    targets = lora_targets(loaded.model)
-    layers = [m for name, m in loaded.model.named_modules() if name.rsplit(".", 1)[-1] in targets]
+    with torch.no_grad():
+        towers = unseen_towers(loaded.model, loaded.tokenizer)
+    targets = lora_targets(loaded.model, towers)
+    named = [(name, m) for name, m in loaded.model.named_modules() if name.rsplit(".", 1)[-1] in targets]
+    layers = [m for name, m in named if not inside(name, towers)]
+    if len(layers) < len(named):
+        targets = tuple(name for name, _ in named if not inside(name, towers))
+        logger.info("text does not reach %s: no LoRA there", listed(towers))
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.lora_r,
@@ -158,12 +174,13 @@ def tune_prefix(loaded: LoadedModel, settings: TuningSettings) -> LoadedModel:
     return dataclasses.replace(loaded, model=tuned, max_length=min(loaded.max_length, positions - length))
 
 
-def lora_targets(model: PreTrainedModel) -> tuple[str, ...]:
+def lora_targets(model: PreTrainedModel, towers: Sequence[str] = ()) -> tuple[str, ...]:
     """Names of the modules LoRA is put on: query and value projections, or the one projection that makes both.
 
-    Raises ValueError, with the names that were looked for, for a model that has none of them.
+    towers: parts of the model that do not count (see `unseen_towers`). Raises ValueError, with the names that were
+    looked for, for a model that has none of them.
     """
-    found = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    found = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules() if not inside(name, towers)}
     for pair in QUERY_AND_VALUE:
         if found.issuperset(pair):
             return pair

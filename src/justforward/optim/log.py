@@ -27,6 +27,9 @@ from typing import Any
 MAGIC = b"JFTRAJ1\n"
 FILE_NAME = "trajectory.log"
 
+MARK = "trajectory.json"
+"""In a checkpoint without weights: {"step": its step, "from": a checkpoint with weights to start from, or null}."""
+
 
 class LogError(ValueError):
     """A log that is damaged, cut short, or of another run; the message says where, and what to do."""

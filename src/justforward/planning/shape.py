@@ -7,10 +7,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from justforward.models.loading import find_source
+from justforward.models.causality import may_be_causal
+from justforward.models.loading import load_config, not_causal, positions_of
+from justforward.models.reading import reading
+from justforward.models.sources import ModelError, find_source
+from justforward.models.towers import inside, unseen_towers
 from justforward.models.tuning import lora_targets
 from justforward.optim.probes.modules import CHUNK, FEW
 
@@ -72,19 +76,13 @@ def read_shape(name: str, *, trust_remote_code: bool = False) -> ModelShape:
 def _skeleton(name: str, *, trust_remote_code: bool) -> PreTrainedModel:
     """The model without memory for its weights."""
     try:
-        source = {**find_source(name), "trust_remote_code": trust_remote_code}
-        config = AutoConfig.from_pretrained(**source)
-        with torch.device("meta"):
+        source, config = find_source(name), load_config(name, trust_remote_code=trust_remote_code)
+        if not may_be_causal(config):
+            raise ModelError(name, not_causal(config))
+        with reading(name, source, "configuration"), torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except Exception as error:  # whatever a configuration may be damaged by
-        raise ValueError(f"MODEL {name}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if "couldn't connect" in text.lower() or "offline" in text.lower():
-        return "no such folder, and the hub cannot be reached; give a folder with the model's config.json"
-    return text.partition(": ")[2] if text.startswith("--model_name") else text[:300]
+    except ModelError as error:
+        raise ValueError(f"MODEL {name}: {error.reason}") from error
 
 
 def shape_of(model: PreTrainedModel) -> ModelShape:
@@ -134,7 +132,7 @@ def shape_of(model: PreTrainedModel) -> ModelShape:
         piece=max(min(own, CHUNK) if linear else own for linear, own in modules),
         few=sum(p.numel() for p in model.parameters() if p.numel() <= FEW),
         lora_widths=_lora_widths(model),
-        positions=getattr(config, "max_position_embeddings", None),
+        positions=positions_of(config),
     )
 
 
@@ -163,9 +161,21 @@ def _activation(config: Any) -> str:
 
 
 def _lora_widths(model: PreTrainedModel) -> int | None:
+    towers = _towers(model)
     try:
-        targets = lora_targets(model)
+        targets = lora_targets(model, towers)
     except ValueError:
         return None
-    named = [(name.rsplit(".", 1)[-1], module) for name, module in model.named_modules()]
-    return sum(sum(module.weight.shape) for name, module in named if name in targets)  # type: ignore[arg-type]
+    named = [(name, module) for name, module in model.named_modules() if not inside(name, towers)]
+    return sum(sum(module.weight.shape) for name, module in named if name.rsplit(".", 1)[-1] in targets)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def _towers(model: PreTrainedModel) -> list[str]:
+    """What text does not reach of a multimodal model, as far as a pass without values can tell."""
+    if not model.config.sub_configs:
+        return []
+    try:
+        return unseen_towers(model)
+    except RuntimeError:  # some models look at values
+        return []

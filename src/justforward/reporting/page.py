@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -56,7 +58,7 @@ def to_html(groups: Sequence[Group], warnings: Sequence[str], files: Sequence[st
         costs=_costs(runs),
         rivals=rivals,
         runs=[_details(run, name) for run, name in runs],
-        files=files,
+        files=[(name, quote(os.fsencode(name))) for name in files],
     )
 
 

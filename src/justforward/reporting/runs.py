@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from justforward.results.files import method_name
+from justforward.results.places import OUTPUT, arguments
 
-# task-model[-settings][-tag]-set, as results.result_name writes it
+# task-model[-settings][-tag]-set, as results.result_name writes it; where that was another job's, with a digest
 _FILE_NAME = re.compile(
     r"(?P<task>[^-]+)-(?P<model>.+?)"
     r"(?:(?:-(?:sfc|icl_sfc|sampleeval\d+|ntrain\d+|ndev\d+))+(?:-(?P<tag>.+))?)?"
-    r"-(?:trainset\d+|onetrainpereval)"
+    r"-(?:trainset\d+|onetrainpereval)(?:-[0-9a-f]{8})?"
 )
 _SEED_IN_NAME = re.compile(r"[-_.]?(?:seed|trainset|set)[-_]?\d+")
 # Arguments that repeat a run, or say where and how it is run and shown: runs that differ in these alone are averaged.
 _NOT_SETTINGS = {
-    *("seed", "data_seed", "train_set_seed", "num_train_sets", "output_dir", "result_file", "tag", "run_name"),
-    *("overwrite_output_dir", "resume_from_checkpoint", "save_on_interrupt", "save_trajectory", "save_model"),
-    *("save_total_limit", "logging_steps", "logging_first_step", "report_to", "disable_tqdm", "verbose"),
+    *OUTPUT,
+    *("seed", "data_seed", "train_set_seed", "num_train_sets"),
     *("use_cpu", "no_auto_device", "token_budget", "trust_remote_code", "dataloader_num_workers"),
     # told by task, model and method
     *("task_name", "model_name", "trainer", "lora", "prefix_tuning", "head_tuning", "linear_probing"),
@@ -174,19 +173,7 @@ def _guess_method(value: Mapping[str, Any], tag: str) -> str:
 
 def _settings(command: str | None) -> dict[str, str]:
     """The arguments of a command line, by name, without those that only repeat a run."""
-    try:
-        words = shlex.split(command or "")
-    except ValueError:
-        return {}
-    found: dict[str, list[str]] = {}
-    name = ""
-    for word in words[1:]:
-        if word.startswith("--"):
-            name, _, given = word.removeprefix("--").partition("=")
-            found[name] = [given] if given else []
-        else:
-            found.setdefault(name, []).append(word)
-    return {name: " ".join(given) for name, given in sorted(found.items()) if name not in _NOT_SETTINGS}
+    return {name: given for name, given in arguments(command).items() if name not in _NOT_SETTINGS}
 
 
 def _settings_by_name(path: Path, train_set: float | None) -> dict[str, str]:

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from justforward.optim.distribution.shards import is_sharded
 from justforward.optim.scored_head import ScoredLinear, install
-from justforward.scoring.plan import Forward, Plan, make_plan
+from justforward.scoring.plan import Forward, Plan, make_plan, plan_alone
 from justforward.scoring.prompts import Row
+from justforward.scoring.proof import Kind, Proofs
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +36,6 @@ TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
 PAIR_TOKENS = {"cpu": 256, "cuda": 4096}
 """Most tokens of a forward pass at which doubling its batch is faster than a second pass, by device type; measured on
 the CPU (bench/step.py), where activations of more tokens leave the cache; on a GPU not."""
-
-CHECK_TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 0.2}
-"""Largest difference of a token's log-probability at which a short cut counts as equal to plain rows."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,6 @@ class ScoringEngine:
         self.device = device or next(model.parameters()).device
         self.token_budget = token_budget or TOKEN_BUDGET.get(self.device.type, TOKEN_BUDGET["cuda"])
         config = model.config.get_text_config()  # type: ignore[union-attr]
-        self.window: int | None = getattr(config, "sliding_window", None)
         self.caller = model
         """What is called: `model`, or what wraps it to run it on several processes."""
         self.halved = False
@@ -103,9 +100,24 @@ class ScoringEngine:
         self.head = install(model.get_output_embeddings())  # type: ignore[operator]
         flash = "flash" in (getattr(config, "_attn_implementation", None) or "")
         can = short_cuts and self.takes_positions
-        # None: allowed by the signature, not yet proven on real rows.
-        self.trees: bool | None = None if can and not flash else False
-        self.caches: bool | None = None if can and "cache" in accepts else False
+        self.takes_masks, self.takes_caches = can and not flash, can and "cache" in accepts
+        proofs = Proofs(
+            self._measure, name=type(base).__name__, dtype=self._dtype(), widens=lambda: not is_sharded(model)
+        )
+        self.proofs = proofs if short_cuts else None
+
+    @property
+    def trees(self) -> bool | None:
+        """Whether rows are packed into trees; None as long as that has not been tried."""
+        return self.takes_masks and self._proven(lambda kind: kind.tree)
+
+    @property
+    def caches(self) -> bool | None:
+        """Whether a common beginning of all rows is cached; None as long as that has not been tried."""
+        return self.takes_caches and self._proven(lambda kind: kind.cache)
+
+    def _proven(self, concerns: Callable[[Kind], bool]) -> bool | None:
+        return None if self.proofs is None else self.proofs.found(concerns)
 
     def score(self, rows: Sequence[Row], progress: Callable[[int], None] | None = None) -> Scores:
         """Plan and run in one call."""
@@ -116,21 +128,14 @@ class ScoringEngine:
         if self.one_forward:
             most = 1 << 62
             return make_plan(rows, token_budget=most, share_prefix=False, pack_trees=False, pass_tokens=most)
-        fits_window = self.window is None or max((len(r.tokens) for r in rows), default=0) <= self.window
-
-        def build(*, trees: bool, caches: bool) -> Plan:
-            # A cache is filled once per run and its gradient would have to flow through every batch.
-            caches = caches and not torch.is_grad_enabled()
-            return make_plan(rows, token_budget=self.token_budget, share_prefix=caches, pack_trees=trees)
-
-        plan = build(trees=self.trees is not False and fits_window, caches=self.caches is not False and fits_window)
-        if plan.prefix and self.caches is None:
-            self.caches = self._prove("a shared KV cache", rows, share_prefix=True, pack_trees=False)
-            plan = build(trees=self.trees is not False and fits_window, caches=self.caches)
-        if plan.has_tree and self.trees is None:
-            self.trees = self._prove("tree masks", rows, share_prefix=bool(plan.prefix), pack_trees=True)
-            plan = build(trees=self.trees, caches=self.caches is not False and fits_window)
-        return plan
+        # A cache is filled once per run and its gradient would have to flow through every batch.
+        caches = (True, False) if self.takes_caches and not torch.is_grad_enabled() else (False,)
+        trees = (True, False) if self.takes_masks else (False,)
+        for share, pack in itertools.product(caches, trees):
+            plan = make_plan(rows, token_budget=self.token_budget, share_prefix=share, pack_trees=pack)
+            if self.proofs is None or self.proofs.hold(plan, rows, self.token_budget):
+                return plan
+        return plan_alone(rows)
 
     def run(self, plan: Plan, progress: Callable[[int], None] | None = None, *, normalise: bool = True) -> Scores:
         """Run a plan; `progress` is told the number of rows' tokens scored after each forward pass.
@@ -148,7 +153,7 @@ class ScoringEngine:
     def fits_twice(self, plan: Plan) -> bool:
         """Whether one forward of the doubled batch is the faster way, and within the token budget."""
         most = min(PAIR_TOKENS.get(self.device.type, PAIR_TOKENS["cuda"]), self.token_budget // 2)
-        return all(f.input_ids.size <= most for f in plan.forwards)
+        return plan.batched and all(f.input_ids.size <= most for f in plan.forwards)
 
     def _run(
         self, plan: Plan, copies: int, progress: Callable[[int], None] | None, normalise: bool
@@ -256,39 +261,9 @@ class ScoringEngine:
         return weight.dtype
 
     @torch.no_grad()
-    def _prove(self, what: str, rows: Sequence[Row], *, share_prefix: bool, pack_trees: bool) -> bool:
-        """Compare a short cut with plain rows on the fewest rows that use it."""
-        few = _fewest_rows(rows, pack_trees=pack_trees)
-        budget = self.token_budget
+    def _measure(self, plan: Plan) -> Tensor:
         with _evaluating(self.model):
-            short = make_plan(few, token_budget=budget, share_prefix=share_prefix, pack_trees=pack_trees)
-            plain = make_plan(few, token_budget=budget, share_prefix=False, pack_trees=False)
-            try:
-                difference = (self.run(short).token_logprobs - self.run(plain).token_logprobs).abs().max().item()
-            except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-                logger.warning(
-                    "%s does not take %s (%s); rows are fed one by one", type(self.model).__name__, what, error
-                )
-                return False
-        if not difference <= CHECK_TOLERANCE.get(self._dtype(), 0.2):
-            logger.warning(
-                "%s gives other log-probabilities (by %.2g) with %s; rows are fed one by one",
-                type(self.model).__name__,
-                difference,
-                what,
-            )
-            return False
-        return True
-
-
-def _fewest_rows(rows: Sequence[Row], *, pack_trees: bool) -> list[Row]:
-    """Two neighbouring rows that a tree (or else a cache) would share the most of, where there are such."""
-    ordered = sorted(rows, key=lambda r: r.tokens[:-1])
-    for pair in itertools.pairwise(ordered):
-        plan = make_plan(pair, token_budget=1 << 30, share_prefix=not pack_trees, pack_trees=pack_trees)
-        if plan.has_tree if pack_trees else plan.prefix:
-            return list(pair)
-    return [ordered[0], ordered[-1]]
+            return self.run(plan).token_logprobs
 
 
 def prefix_length(model: torch.nn.Module) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from justforward.scoring import ScoringEngine
+from justforward.scoring.finite import NotNumbersError, is_choice, likely_cause, numbers_only
 from justforward.scoring.generation import Generator
 from justforward.scoring.prompts import PromptEncoder, Row
 from justforward.tasks.base import Sample
@@ -28,7 +30,8 @@ class Outcome:
     """What became of one sample; one line of the predictions file.
 
     scores: one per candidate, the mean log-probability (with calibration: the difference of the summed ones), or
-    None for generation; predicted: the candidate or the generated text; correct: what was accepted.
+    None for generation; predicted: the candidate or the generated text; correct: what was accepted; cut: so many of
+    its tokens did not fit.
     """
 
     id: Any
@@ -36,10 +39,11 @@ class Outcome:
     scores: tuple[float, ...] | None
     predicted: Any
     correct: Any
+    cut: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, for JSON."""
-        return asdict(self)
+        """The fields, for JSON; `cut` only where something was."""
+        return {name: value for name, value in asdict(self).items() if name != "cut" or value}
 
 
 class Evaluator:
@@ -77,6 +81,8 @@ class Evaluator:
     ) -> list[Outcome]:
         """One outcome per sample, in order.
 
+        Raises ValueError for a sample that cannot be encoded, and where scores, or logits, are not numbers.
+
         Args:
             samples: what to predict.
             demonstrations: for each sample the demonstrations before it; None for zero-shot.
@@ -89,7 +95,24 @@ class Evaluator:
         for i, (sample, outcome) in enumerate(zip(samples, outcomes, strict=True)):
             if self.verbose or i < ALWAYS_SHOWN:
                 self._show(i, sample, shots[i], outcome)
+        self._check(samples, outcomes)
         return outcomes
+
+    def _check(self, samples: Sequence[Sample], outcomes: Sequence[Outcome]) -> None:
+        """No outcome may be a choice among scores that are not numbers."""
+        bad = [pair for pair in zip(samples, outcomes, strict=True) if pair[1].scores and not is_choice(pair[1].scores)]
+        if not bad:
+            return
+        sample, first = bad[0]
+        assert first.scores is not None
+        score, candidate = next(
+            pair for pair in zip(first.scores, sample.candidates or (), strict=True) if not math.isfinite(pair[0])
+        )
+        option = self.task.verbalize(sample, candidate)[len(self.task.prompt(sample)) :][-80:]
+        raise NotNumbersError(
+            f"{len(bad)} of {len(outcomes)} samples have scores that are not numbers (id {sample.id}: {score} for "
+            f"{option!r}), and no result is written: {likely_cause(self.engine.model)}"
+        )
 
     def metrics(self, samples: Sequence[Sample], outcomes: Sequence[Outcome]) -> dict[str, float]:
         """The task's metric of these outcomes by name, and exact match (em) beside it for generated answers."""
@@ -105,20 +128,26 @@ class Evaluator:
         self, samples: Sequence[Sample], shots: Sequence[Sequence[Sample]], progress: Progress | None
     ) -> list[Outcome]:
         assert self.generator is not None, "a generation task needs a generator"
-        prompts = [self.encoder.generation(s, d) for s, d in zip(samples, shots, strict=True)]
-        texts = self.generator.generate(prompts, progress)
-        return [Outcome(s.id, None, None, text, s.correct) for s, text in zip(samples, texts, strict=True)]
+        with self.encoder.noting() as remarks:
+            prompts = [self.encoder.generation(s, d) for s, d in zip(samples, shots, strict=True)]
+        with numbers_only(self.generator.model):
+            texts = self.generator.generate(prompts, progress)
+        return [
+            Outcome(s.id, None, None, text, s.correct, remarks.tokens_lost(s))
+            for s, text in zip(samples, texts, strict=True)
+        ]
 
     def _choose(
         self, samples: Sequence[Sample], shots: Sequence[Sequence[Sample]], progress: Progress | None
     ) -> list[Outcome]:
         rows: list[list[Row]] = []
         calibration: list[list[Row]] = []
-        for sample, demos in zip(samples, shots, strict=True):
-            rows.append(self.encoder.candidates(sample, demos))
-            if self.calibration:
-                context = demos if self.calibration == "icl_sfc" else ()
-                calibration.append(self.encoder.candidates(sample, context, calibration=True))
+        with self.encoder.noting() as remarks:
+            for sample, demos in zip(samples, shots, strict=True):
+                rows.append(self.encoder.candidates(sample, demos))
+                if self.calibration:
+                    context = demos if self.calibration == "icl_sfc" else ()
+                    calibration.append(self.encoder.candidates(sample, context, calibration=True))
         flat = [row for group in rows for row in group]
         plain = self.engine.score(flat, _in_samples(progress, flat, len(samples)))
         if self.calibration:
@@ -128,10 +157,8 @@ class Evaluator:
         outcomes = []
         for sample, scores in zip(samples, values.cpu().split([len(group) for group in rows]), strict=True):
             assert sample.candidates is not None
-            best = int(scores.argmax())
-            outcomes.append(
-                Outcome(sample.id, sample.candidates, tuple(scores.tolist()), sample.candidates[best], sample.correct)
-            )
+            best, options, cut = int(scores.argmax()), sample.candidates, remarks.tokens_lost(sample)
+            outcomes.append(Outcome(sample.id, options, tuple(scores.tolist()), options[best], sample.correct, cut))
         return outcomes
 
     def _show(self, i: int, sample: Sample, demos: Sequence[Sample], outcome: Outcome) -> None:

@@ -11,7 +11,7 @@ shows at once, and so that padding and passes together cost least.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -79,7 +79,8 @@ class Plan:
     """All forward passes that score `lengths.sum()` tokens of `len(lengths)` rows.
 
     lengths: [R] int64, scored tokens per row; prefix: token ids that all sequences continue (on a KV cache);
-    fed_tokens: tokens fed, padding included; plain_tokens: what one row at a time would feed.
+    fed_tokens: tokens fed, padding included; plain_tokens: what one row at a time would feed; batched: False where
+    every forward is one row, since the model does not take several at once.
     """
 
     lengths: np.ndarray
@@ -87,6 +88,7 @@ class Plan:
     forwards: list[Forward]
     fed_tokens: int
     plain_tokens: int
+    batched: bool = True
 
     @property
     def has_tree(self) -> bool:
@@ -105,28 +107,45 @@ def make_plan(
     """Plan the forward passes that score `rows`, in any order, with at most `token_budget` tokens in each.
 
     A sequence longer than the budget gets a forward of its own. `share_prefix=False` uses no KV cache;
-    `pack_trees=False` feeds every distinct row by itself; `pass_tokens` is the cost of a forward, in tokens.
+    `pack_trees=False` feeds every distinct row by itself, unless it is the beginning of another; `pass_tokens` is the
+    cost of a forward, in tokens.
     """
-    lengths = np.array([len(r.tokens) - r.start for r in rows], dtype=np.int64)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])[:-1]
     prefix = _common_prefix(rows) if share_prefix else ()
-    order = sorted(range(len(rows)), key=lambda i: rows[i].tokens[:-1])
+    sequences = _pack(rows, _Packer(len(prefix), pack_trees, token_budget))
+    return _plan(rows, prefix, _batches(sequences, token_budget, pass_tokens))
+
+
+def plan_alone(rows: Sequence[Row]) -> Plan:
+    """A plan that feeds every row by itself; rows that differ in their last token alone are one."""
+    sequences = _pack(rows, _Packer(0, pack_trees=False, token_budget=1, pack_chains=False))
+    return replace(_plan(rows, (), [[sequence] for sequence in sequences]), batched=False)
+
+
+def _pack(rows: Sequence[Row], packer: _Packer) -> list[Packed]:
+    offsets = np.concatenate([[0], np.cumsum(_lengths(rows))])[:-1]
     sequences: list[Packed] = []
-    packer = _Packer(len(prefix), pack_trees, token_budget)
-    for i in order:
+    for i in sorted(range(len(rows)), key=lambda i: rows[i].tokens[:-1]):
         if not packer.add(rows[i], int(offsets[i])):
             sequences.append(packer.finish())
             packer.add(rows[i], int(offsets[i]))
     if rows:
         sequences.append(packer.finish())
-    forwards = [_pad(batch) for batch in _batches(sequences, token_budget, pass_tokens)]
+    return sequences
+
+
+def _plan(rows: Sequence[Row], prefix: tuple[int, ...], batches: list[list[Packed]]) -> Plan:
+    forwards = [_pad(batch) for batch in batches]
     return Plan(
-        lengths=lengths,
+        lengths=_lengths(rows),
         prefix=prefix,
         forwards=forwards,
         fed_tokens=len(prefix) + sum(f.input_ids.size for f in forwards),
         plain_tokens=sum(len(r.tokens) for r in rows),
     )
+
+
+def _lengths(rows: Sequence[Row]) -> np.ndarray:
+    return np.array([len(r.tokens) - r.start for r in rows], dtype=np.int64)
 
 
 def _lcp(a: Sequence[int], b: Sequence[int]) -> int:
@@ -155,8 +174,9 @@ def _common_prefix(rows: Sequence[Row]) -> tuple[int, ...]:
 class _Packer:
     """Packs rows, given in lexicographic order of their fed tokens, into one sequence while that saves tokens."""
 
-    def __init__(self, prefix_length: int, pack_trees: bool, token_budget: int):
+    def __init__(self, prefix_length: int, pack_trees: bool, token_budget: int, *, pack_chains: bool = True):
         self.prefix_length, self.pack_trees, self.token_budget = prefix_length, pack_trees, token_budget
+        self.pack_chains = pack_chains
         self._reset()
 
     def _reset(self) -> None:
@@ -172,7 +192,8 @@ class _Packer:
         if self.branches:
             grows = len(self.sequence.tokens) + len(fed) - shared
             limit = min(MAX_TREE_GROWTH * max(self.longest, len(fed)), self.token_budget)
-            chain = shared == len(self.fed) and self.is_chain  # the row before is a beginning of this one
+            # The row before is this one, or a beginning of it.
+            chain = shared == len(self.fed) and self.is_chain and (self.pack_chains or shared == len(fed))
             # Behind a cached prefix, rows of one tree read one copy of it; batched they would need a copy each.
             worth = 2 * shared >= len(fed) or grows <= self.prefix_length
             if not chain and not (self.pack_trees and worth and grows <= limit):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from justforward import launcher
 from justforward.command_line.arguments import Parsed
 from justforward.command_line.arguments import parse as parse_job
 from justforward.command_line.job import JobArguments
@@ -116,7 +116,7 @@ def _check(own: argparse.Namespace, rest: Sequence[str], base: Parsed) -> None:
             str(base.training_kwargs.get("eval_strategy", "steps")) == "no",
             "compares runs by their evaluations on the development set: leave out --eval_strategy no",
         ),
-        (int(os.environ.get("WORLD_SIZE", "1")) > 1, "runs in one process: start it without torchrun"),
+        (launcher.find().size > 1, "runs in one process: start it without torchrun"),
         (
             own.storage is not None and own.storage.suffix in ("", ".json"),
             f"--storage {own.storage}: name a log, such as sweep.log; runs and results are kept beside it",

@@ -64,6 +64,8 @@ class Task:
     metric: str = "accuracy"
     separator: str = "\n\n"
     """Stands between demonstrations."""
+    markup: bool = False
+    """Whether a control token ("</s>") that a row spells counts as that token; it stays text unless told so."""
 
     def sample(self, row: Row, index: int) -> Sample:
         """The checked `row` number `index` (from 0) as a sample."""

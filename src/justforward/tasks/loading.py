@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from justforward.registry import did_you_mean
+from justforward.tasks.hub import Hub, hub_rows
+from justforward.tasks.texts import Unreadable, check_readable
 
 Row = Mapping[str, Any]
 
 SPLITS = ("train", "validation")
-
-Hub = tuple[str, str | None]
-"""Data set and configuration on the Hugging Face hub."""
 
 _TYPE_NAMES = {str: "a string", int: "an integer", bool: "true or false", float: "a number"}
 
@@ -46,8 +45,15 @@ def load_rows(name: str, hub: Hub | None, fields: Row, data_dir: str | None) -> 
 def read_all(
     where: str, rows: Iterable[tuple[int, Any]], read: Callable[[Any, str], Row], unit: str = "row"
 ) -> list[Row]:
-    """`read(row, place)` of all numbered rows, place being "`where`, `unit` 3". Raises ValueError if there are none."""
-    found = [read(row, f"{where}, {unit} {number}") for number, row in rows]
+    """`read(row, place)` of all numbered rows, place being "`where`, `unit` 3".
+
+    Raises ValueError for a row that holds what cannot be read, and if there are none.
+    """
+    found = []
+    for number, row in rows:
+        place = f"{where}, {unit} {number}"
+        check_readable(row, place)
+        found.append(read(row, place))
     if not found:
         raise ValueError(f"{where}: there are no rows in it")
     return found
@@ -131,7 +137,10 @@ def in_utf8(path: Path) -> Iterator[None]:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """The value of a JSON text. Raises ValueError for what is not JSON, or an object with a field given twice."""
+    """The value of a JSON text; `Unreadable` where it holds an integer that is too long.
+
+    Raises ValueError for what is not JSON, or an object with a field given twice.
+    """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
@@ -142,7 +151,7 @@ def parse_json(text: str, where: str) -> Any:
         return made
 
     try:
-        return json.loads(text, object_pairs_hook=once)
+        return json.loads(text, object_pairs_hook=once, parse_int=_integer)
     except json.JSONDecodeError as error:
         line = f" of line {error.lineno}" if error.lineno > 1 else ""
         raise ValueError(f"{where}: not valid JSON: {error.msg} at column {error.colno}{line}") from None
@@ -150,18 +159,8 @@ def parse_json(text: str, where: str) -> Any:
         raise ValueError(f"{where}: not valid JSON: too deeply nested") from None
 
 
-def hub_rows(name: str, hub: Hub, splits: Iterable[str], mend: str) -> list[tuple[str, Iterable[tuple[int, Any]]]]:
-    """For each of the hub's splits what to call it, and its numbered rows.
-
-    Raises ValueError, with the `mend`, for a data set that cannot be had.
-    """
-    import datasets  # heavy, and not needed with files of one's own
-
-    splits = list(splits)
+def _integer(digits: str) -> int | Unreadable:
     try:
-        found: Any = datasets.load_dataset(*hub, split=splits)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{name}: cannot reach {hub[0]} on the Hugging Face hub ({reason}); {mend}") from error
-    dataset = "/".join(part for part in hub if part)
-    return [(f"{dataset} {split}", enumerate(rows, start=1)) for split, rows in zip(splits, found, strict=True)]
+        return int(digits)
+    except ValueError:  # Python's limit, which keeps the time to read one in bounds
+        return Unreadable(f"an integer of {len(digits)} digits, which as a text would stand in quotes")

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import math
-import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from justforward.registry import did_you_mean
 from justforward.tasks.loading import check_row
+from justforward.tasks.texts import as_text, comparable, nfc
 
 Fields = dict[str, Any]
+
+
+class AnswerReader:
+    """Reads what is to be answered out of a row."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The fields that it reads; a dotted name reaches into a field."""
+        raise NotImplementedError
+
+    def __call__(self, row: Fields, where: str) -> None:
+        """Read and check these fields in place. Raises ValueError, naming `where` and the field."""
+        raise NotImplementedError
+
+    def check_all(self, rows: Sequence[Fields], where: str) -> None:
+        """Raise ValueError for what only all rows together show."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +34,11 @@ class RowReader:
     """Reads rows for one task. Numbers and truth values become text as JSON writes them: 4, 0.5, true.
 
     renamed: new name -> the column's own; texts: fields that templates name; may_be_empty: those that may hold
-    nothing; answer: reads and checks what is to be answered, in place: (row, where).
+    nothing; answer: what is to be answered.
     """
 
     texts: tuple[str, ...]
-    answer: Callable[[Fields, str], None]
+    answer: AnswerReader
     renamed: Mapping[str, str] = field(default_factory=dict)
     may_be_empty: frozenset[str] = frozenset()
 
@@ -33,7 +47,7 @@ class RowReader:
         wanted = dict.fromkeys(self.texts, str)
         if not isinstance(row, Mapping):
             check_row(row, wanted, where)
-        read = self._rename(row, where)
+        read = self._fields(row, where)
         for name in self.texts:
             if name in read:
                 read[name] = "" if read[name] is None and name in self.may_be_empty else as_text(read[name])
@@ -44,22 +58,62 @@ class RowReader:
         self.answer(read, where)
         return read
 
-    def _rename(self, row: Mapping[str, Any], where: str) -> Fields:
+    def check_all(self, rows: Sequence[Any], where: str) -> None:
+        """Raise ValueError for what only all rows together show, of rows that were read one by one."""
+        self.answer.check_all([self._fields(row, where) for row in rows], where)
+
+    def _fields(self, row: Mapping[str, Any], where: str) -> Fields:
+        """All fields by the names that the task file gives them."""
+        given = {nfc(name): value for name, value in row.items()}
+        if len(given) < len(row):
+            raise ValueError(f"{where}: two fields have the same name: {', '.join(row)}")
+        read = {name: value for name, value in given.items() if name not in self.renamed.values()}
         for new, old in self.renamed.items():
-            if old not in row:
-                known = list(map(str, row))
+            try:
+                read[new] = reach(given, old)
+            except KeyError:
                 raise ValueError(
-                    f"{where}: there is no '{old}', which [columns] names '{new}'{did_you_mean(old, known)}; "
-                    f"the fields present are: {', '.join(known)}"
+                    f"{where}: there is no '{old}', which [columns] names '{new}'{_nearest(old, given)}"
+                ) from None
+        for name in self.answer.names:
+            if name not in read and "." in name:
+                try:
+                    read[name] = reach(read, name)
+                except KeyError:
+                    raise ValueError(f"{where}: field '{name}' is missing{_nearest(name, read)}") from None
+        for name in (*self.texts, *self.answer.names):
+            if isinstance(inner := read.get(name), Mapping):
+                paths = " or ".join(f"'{name}.{part}'" for part in inner)
+                raise ValueError(
+                    f"{where}: field '{name}' is an object: give {paths} in the task file (for a template under "
+                    "[columns])"
                 )
-        kept = {name: value for name, value in row.items() if name not in self.renamed.values()}
-        return kept | {new: row[old] for new, old in self.renamed.items()}
+        return read
 
 
-def as_text(value: Any) -> Any:
-    """A number or truth value as JSON writes it; anything else as it is, for the checks to judge."""
-    plain = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
-    return json.dumps(value) if plain else value
+def reach(value: Any, path: str) -> Any:
+    """What stands at a dotted path below `value`; from a list on the way, the list of what its entries have there.
+
+    Raises KeyError where there is nothing of that name.
+    """
+    if isinstance(value, list):
+        return [reach(entry, path) for entry in value]
+    if not isinstance(value, Mapping):
+        raise KeyError(path)
+    if path in value:
+        return value[path]
+    first, dot, rest = path.partition(".")
+    return reach(value[first], rest) if dot else value[path]
+
+
+def _nearest(name: str, row: Fields) -> str:
+    """What `name` may have meant: a field, or where it is dotted what is in one."""
+    known = list(row)
+    if "." in name:
+        for outer, value in row.items():
+            entry = value[0] if isinstance(value, list) and value else value
+            known += [f"{outer}.{inner}" for inner in entry] if isinstance(entry, Mapping) else []
+    return f"{did_you_mean(name, known)}; the fields present are: {', '.join(known)}"
 
 
 def check_not_empty(text: str, name: str, where: str, mend: str = "") -> None:
@@ -69,77 +123,39 @@ def check_not_empty(text: str, name: str, where: str, mend: str = "") -> None:
 
 
 @dataclass(frozen=True)
-class Label:
-    """The field that holds the key of an option; keys are compared as text, so that 1 is "1" and true is "true"."""
+class Label(AnswerReader):
+    """The field that holds the key of an option.
+
+    Keys are compared as text, so that 1 and 1.0 are "1" and true is "true", in the composed form of Unicode.
+    """
 
     name: str
     options: tuple[str, ...]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The field of the label."""
+        return (self.name,)
+
     def __call__(self, row: Fields, where: str) -> None:
         """Make the label a key. Raises ValueError for an unknown one."""
-        if self.name in row:
-            row[self.name] = as_text(row[self.name])
+        label = as_text(row.get(self.name))
+        if isinstance(label, str):
+            keys = {comparable(option): option for option in self.options}
+            row[self.name] = keys.get(comparable(label), label)
         check_row(row, {self.name: self.options}, where)
 
 
 @dataclass(frozen=True)
-class Choices:
-    """The options of a row, in one field that holds a list or in several fields, and the field with the right one.
-
-    kind: whether the right one is given as its "index" (from 0) or as its "text"; None: an integer is an index, and a
-    text is one of the choices or else an index.
-    """
-
-    names: str | tuple[str, ...]
-    answer: str
-    kind: str | None = None
-
-    def of(self, row: Mapping[str, Any]) -> tuple[str, ...]:
-        """The texts to choose from."""
-        return tuple(row[self.names] if isinstance(self.names, str) else (row[name] for name in self.names))
-
-    def __call__(self, row: Fields, where: str) -> None:
-        """Make the choices texts, and the answer one of them. Raises ValueError where that cannot be."""
-        if isinstance(self.names, str):
-            if isinstance(row.get(self.names), list):
-                row[self.names] = [as_text(choice) for choice in row[self.names]]
-            check_row(row, {self.names: [str]}, where)
-            for choice in row[self.names]:
-                check_not_empty(choice, self.names, where)
-        else:
-            row.update({name: as_text(row[name]) for name in self.names if name in row})
-            check_row(row, dict.fromkeys(self.names, str), where)
-            for name in self.names:
-                check_not_empty(row[name], name, where)
-        wanted = int if type(row.get(self.answer)) is int else str
-        check_row(row, {self.answer: wanted}, where)
-        row[self.answer] = self._chosen(row[self.answer], self.of(row), where)
-
-    def _chosen(self, value: int | str, choices: tuple[str, ...], where: str) -> str:
-        index = int(value) if isinstance(value, int) or (value.isascii() and value.isdigit()) else -1
-        by_index = choices[index] if 0 <= index < len(choices) and self.kind != "text" else None
-        text = as_text(value) if self.kind == "text" or isinstance(value, str) else None
-        by_text = text if text in choices and self.kind != "index" else None
-        if by_index is not None and by_text is not None and by_index != by_text:
-            raise ValueError(
-                f"{where}: field '{self.answer}' is {value!r}, which is a choice and the index of another: "
-                'say which is meant with answer_kind = "text" or answer_kind = "index"'
-            )
-        found = by_text if by_text is not None else by_index
-        if found is None:
-            texts = f"one of the choices {', '.join(map(reprlib.repr, choices))}"
-            indices = f"an index from 0 to {len(choices) - 1}"
-            wanted = {"text": texts, "index": indices}.get(self.kind or "", f"{texts}, or {indices}")
-            near = did_you_mean(str(value), list(choices))
-            raise ValueError(f"{where}: field '{self.answer}' must be {wanted}, not {reprlib.repr(value)}{near}")
-        return found
-
-
-@dataclass(frozen=True)
-class Answer:
+class Answer(AnswerReader):
     """The field with the text to be generated, or a list of all accepted texts, of which the first is shown."""
 
     name: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The field of the answer."""
+        return (self.name,)
 
     def __call__(self, row: Fields, where: str) -> None:
         """Make the answer a list of texts. Raises ValueError for one that is empty or no text."""

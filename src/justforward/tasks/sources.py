@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from justforward.tasks.loading import Hub, Row, hub_rows, read_all
+from justforward.tasks.delimited import Dialect
+from justforward.tasks.hub import Hub, hub_rows
+from justforward.tasks.loading import Row, read_all
 from justforward.tasks.sampling import sample_indices
 from justforward.tasks.table_files import check_table, read_table
 
-ReadRow = Callable[[Any, str], Row]
-"""(row, where it stands) -> the row, checked."""
+_KEYS = "its splits are named by train and validation in the task file, its configuration by config; "
+
+
+class Reader(Protocol):
+    """What makes rows of a task out of what stands in its files."""
+
+    def __call__(self, row: Any, where: str) -> Row:
+        """The row, checked. Raises ValueError, naming where it stands."""
+        ...
+
+    def check_all(self, rows: Sequence[Any], where: str) -> None:
+        """Raise ValueError for what only all rows together show, after each was read."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -39,12 +52,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Source:
-    """train and validation are files, or splits of `hub`; without validation `split` divides train."""
+    """train and validation are files, or splits of `hub`; without validation `split` divides train.
+
+    dialect: how files of cells and delimiters are written.
+    """
 
     train: str
     validation: str | None = None
     hub: Hub | None = None
     split: Split | None = None
+    dialect: Dialect = field(default_factory=Dialect)
 
     @property
     def tables(self) -> list[str]:
@@ -56,20 +73,33 @@ class Source:
         for name in self.tables if self.hub is None else ():
             check_table(Path(name))
 
-    def load(self, task: str, read: ReadRow) -> tuple[list[Row], list[Row]]:
+    def load(self, task: str, read: Reader) -> tuple[list[Row], list[Row]]:
         """(training, validation) rows. Raises ValueError, one line, for what cannot be had or read."""
+        raw: list[Any] = []
+
+        def kept(row: Any, where: str) -> Row:
+            raw.append(row)
+            return read(row, where)
+
         if self.hub is not None:
             mend = "with files, the task file gives train and validation, or file and split, instead of hub"
-            found = hub_rows(task, self.hub, self.tables, mend)
-            tables = [(where, read_all(where, rows, read)) for where, rows in found]
+            found = hub_rows(task, self.hub, self.tables, mend, _KEYS)
+            tables = [(where, read_all(where, rows, kept)) for where, rows in found]
         else:
-            tables = [(name, _read_file(name, read)) for name in self.tables]
+            tables = [(name, self._read_file(name, read, kept)) for name in self.tables]
+        read.check_all(raw, " and ".join(dict.fromkeys(where for where, _ in tables)))
         if self.split is not None:
             where, rows = tables[0]
             return self.split.apply(rows, where)
         return tables[0][1], tables[1][1]
 
+    def _read_file(self, name: str, read: Reader, kept: Callable[[Any, str], Row]) -> list[Row]:
+        def is_row(row: dict[str, str]) -> bool:
+            try:
+                read(row, name)
+            except ValueError:
+                return False
+            return True
 
-def _read_file(name: str, read: ReadRow) -> list[Row]:
-    rows, unit = read_table(Path(name))
-    return read_all(name, rows, read, unit)
+        rows, unit = read_table(Path(name), self.dialect, is_row)
+        return read_all(name, rows, kept, unit)

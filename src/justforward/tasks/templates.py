@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from justforward.tasks.texts import nfc
+
 _MARKS = "{}[]."
 """What `str.format` would read as more than the name of a field."""
 
@@ -23,7 +25,7 @@ class Template:
         pieces = []
         try:
             for literal, field, spec, conversion in string.Formatter().parse(text):
-                pieces.append((literal, field))
+                pieces.append((literal, None if field is None else nfc(field)))
                 if field is not None:
                     _check_field(field, spec or conversion, where)
         except _NotPlain as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -11,25 +12,30 @@ from typing import Any
 
 from justforward.registry import did_you_mean
 from justforward.tasks.base import TASKS
+from justforward.tasks.delimited import DELIMITERS, Dialect
 from justforward.tasks.loading import in_utf8
 from justforward.tasks.metrics import check_metric
 from justforward.tasks.sources import Source, Split
 from justforward.tasks.templates import Template
+from justforward.tasks.texts import comparable, nfc
 
 _STRINGS = (
     *("name", "prompt", "calibration", "separator", "metric", "train", "validation", "file", "hub", "config"),
-    *("label", "answer", "answer_kind", "choice_text", "answer_text"),
+    *("label", "answer", "answer_kind", "choice_text", "answer_text", "delimiter"),
 )
 _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(_STRINGS, str),
     **dict.fromkeys(("options", "columns", "split"), dict),
     "may_be_empty": list,
+    "quotes": bool,
+    "markup": bool,
     "choices": (str, list),
 }
 _TYPE_NAMES = {
     str: "a string",
     dict: "a table",
     list: "a list of strings",
+    bool: "true or false",
     (str, list): "a string or a list of strings",
 }
 # A task is of the kind of which it has all keys and none of another's.
@@ -63,7 +69,9 @@ class Keys:
             text = path.read_text(encoding="utf-8-sig")
         try:
             keys = cls(path, tomllib.loads(text))
-        except tomllib.TOMLDecodeError as error:
+        except RecursionError:
+            raise ValueError(f"{path}: not valid TOML: too deeply nested") from None
+        except ValueError as error:  # also of an integer that is too long
             reason = str(error).replace("Cannot overwrite a value", "a key is given twice")
             raise ValueError(f"{path}: not valid TOML: {reason}") from None
         keys._check_types()
@@ -80,6 +88,10 @@ class Keys:
             raise ValueError(f"{self.path}: the key '{key}' is missing{below}")
         return self.given.get(key, default)
 
+    def name_of(self, key: str) -> str:
+        """The value of a key that must be there, as the name of a field."""
+        return nfc(self.text(key))
+
     def template(self, key: str, default: str | None = None) -> Template:
         """The value of a key as a template."""
         return Template.parse(self.text(key, default), f"{self.path}: {key}")
@@ -92,14 +104,18 @@ class Keys:
                 raise self.error(f"{key}.{name}", f"must be a string, not {text!r}")
         return table
 
+    def columns(self) -> dict[str, str]:
+        """New name of a field -> the column's own, which may be a dotted path."""
+        return {nfc(new): nfc(old) for new, old in self.texts("columns").items()}
+
     def names(self, key: str) -> str | tuple[str, ...]:
-        """A string, or a list of different strings."""
+        """A field, or a list of different ones."""
         value = self.given.get(key, [])
         if isinstance(value, str):
-            return value
+            return nfc(value)
         if not all(isinstance(name, str) for name in value) or len(set(value)) < len(value) or not value:
             raise self.error(key, f"must be a list of different strings, not {value!r}")
-        return tuple(value)
+        return tuple(map(nfc, value))
 
     def one_of(self, key: str, allowed: Sequence[str]) -> str | None:
         """One of the allowed values, or None where it is not given."""
@@ -140,20 +156,23 @@ class Keys:
         if len(options) < 2:
             raise self.error("options", f"there must be at least two, not {len(options)}")
         seen: dict[str, str] = {}
+        same: dict[str, str] = {}
         for label, text in options.items():
             if not text.strip():
                 raise self.error(f"options.{label}", "is empty")
             if (other := seen.setdefault(text.strip(" "), label)) != label:
                 raise self.error(f"options.{label}", f"has the text of options.{other}, so nobody can tell them apart")
+            if (other := same.setdefault(comparable(label), label)) != label:
+                raise self.error(f"options.{label}", f"is the same label as options.{other}")
         return options
 
     def may_be_empty(self, texts: Sequence[str]) -> frozenset[str]:
         """The fields of templates that rows may leave empty."""
         for name in self.given.get("may_be_empty", []):
-            if name not in texts:
+            if nfc(name) not in texts:
                 near = did_you_mean(str(name), list(texts))
                 raise self.error("may_be_empty", f"no template names {name!r}{near}; named are: {', '.join(texts)}")
-        return frozenset(self.given.get("may_be_empty", []))
+        return frozenset(map(nfc, self.given.get("may_be_empty", [])))
 
     def metric(self, kind: str) -> str:
         """The name of a metric that can be taken of answers of this kind."""
@@ -171,10 +190,11 @@ class Keys:
             source = self._hub_source()
         elif "file" in self.given:
             self._check_sources("file", ("train", "validation", "config"), needs="split")
-            source = Source(self._beside("file"), split=self._split())
+            source = Source(self._beside("file"), split=self._split(), dialect=self._dialect("file"))
         else:
             self._check_sources("train", ("split", "config"), needs="validation")
-            source = Source(self._beside("train"), self._beside("validation"))
+            dialect = self._dialect("train", "validation")
+            source = Source(self._beside("train"), self._beside("validation"), dialect=dialect)
         source.check()
         return source
 
@@ -182,8 +202,28 @@ class Keys:
         self._check_sources("hub", ("file", *(("validation",) if "split" in self.given else ())))
         split = self._split() if "split" in self.given else None
         validation = None if split else self.text("validation", "validation")
-        hub = (self.text("hub"), self.given.get("config"))
+        self._dialect()
+        hub = (self._hub_name(), self.given.get("config"))
         return Source(self.text("train", "train"), validation, hub, split)
+
+    def _hub_name(self) -> str:
+        """The data set's name, or the path of a folder, which is relative to the task file."""
+        name = self.text("hub")
+        folder = self.path.parent / Path(name).expanduser()
+        if name.startswith((".", "/", "~")) and not folder.is_dir():
+            raise self.error("hub", f"there is no folder {folder}")
+        # "csv" alone is a format to the library, and "./csv" a folder.
+        return os.path.join(os.curdir, folder) if folder.is_dir() else name  # noqa: PTH118
+
+    def _dialect(self, *files: str) -> Dialect:
+        """How the files of these keys are written."""
+        delimiter = self.given.get("delimiter")
+        for key in ("quotes", "delimiter"):
+            if key in self.given and not any(Path(self.text(file)).suffix.lower() in DELIMITERS for file in files):
+                raise self.error(key, f"is for {' and '.join(DELIMITERS)} files: leave it out")
+        if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
+            raise self.error("delimiter", f"must be one character, and no quotation mark, not {delimiter!r}")
+        return Dialect(self.given.get("quotes"), delimiter)
 
     def _check_sources(self, key: str, excluded: Sequence[str], needs: str | None = None) -> None:
         if (key not in self.given) or (needs is not None and needs not in self.given):
@@ -211,7 +251,8 @@ class Keys:
     def _check_types(self) -> None:
         _check_known(list(self.given), list(_TYPES), str(self.path))
         for key, value in self.given.items():
-            if not isinstance(value, _TYPES[key]):
+            fits = isinstance(value, _TYPES[key])
+            if not fits or (_TYPES[key] is list and not all(isinstance(entry, str) for entry in value)):
                 raise self.error(key, f"must be {_TYPE_NAMES[_TYPES[key]]}, not {value!r}")
 
     def _in_a_table(self, key: str) -> bool:

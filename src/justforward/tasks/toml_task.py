@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from justforward.tasks.base import Task
+from justforward.tasks.choices import KINDS, Choices
 from justforward.tasks.loading import Row
-from justforward.tasks.own_rows import Answer, Choices, Label, RowReader
+from justforward.tasks.own_rows import Answer, AnswerReader, Label, RowReader
+from justforward.tasks.texts import nfc
 from justforward.tasks.toml_keys import Keys
 
 
@@ -18,14 +20,15 @@ class Answering:
     """What is to be answered: how it is read from a row, and what the task makes of it.
 
     reader: reads and checks the answer; fields: what rows must have for it; named: fields that the answer's text names;
-    secret: fields that a prompt must not show; parts: of the Task.
+    secret: fields that a prompt must not show; parts: of the Task; optional: fields that may_be_empty can name.
     """
 
-    reader: Callable[[dict[str, Any], str], None]
+    reader: AnswerReader
     fields: Mapping[str, Any]
     secret: tuple[str, ...]
     parts: Mapping[str, Any]
     named: list[str] = field(default_factory=list)
+    optional: tuple[str, ...] = ()
 
 
 def read_toml(path: Path) -> Task:
@@ -43,8 +46,8 @@ def read_toml(path: Path) -> Task:
     for shown in answering.secret:
         if shown in texts:
             raise keys.error("prompt", f"{{{shown}}} is what is to be answered, or a list: a prompt cannot show it")
-    renamed, may_be_empty = keys.texts("columns"), keys.may_be_empty(texts)
-    reader = RowReader(texts, answering.reader, renamed, may_be_empty)
+    may_be_empty = keys.may_be_empty(tuple(dict.fromkeys([*texts, *answering.optional])))
+    reader = RowReader(texts, answering.reader, keys.columns(), may_be_empty)
     source = keys.source()
     return Task(
         name=name,
@@ -54,28 +57,32 @@ def read_toml(path: Path) -> Task:
         calibration=calibration.render,
         metric=keys.metric(kind),
         separator=keys.text("separator", "\n\n"),
+        markup=keys.given.get("markup", False),
         **answering.parts,
     )
 
 
 def _classification(keys: Keys) -> Answering:
-    label, words = keys.text("label"), keys.options()
+    label, words = keys.name_of("label"), keys.options()
     parts = {"words": words, "correct": lambda row: row[label]}
     return Answering(Label(label, tuple(words)), {label: tuple(words)}, (label,), parts)
 
 
 def _multiple_choice(keys: Keys) -> Answering:
-    names, answer = keys.names("choices"), keys.text("answer")
-    choices = Choices(names, answer, keys.one_of("answer_kind", ("index", "text")))
+    names, answer = keys.names("choices"), keys.name_of("answer")
+    kind, empty = keys.one_of("answer_kind", KINDS), frozenset(map(nfc, keys.given.get("may_be_empty", [])))
+    choices = Choices(names, answer, kind, empty)
     text, named = _answer_text(keys, "choice_text", " {choice}", "choice")
     listed = isinstance(names, str)
     fields = {names: [str]} if isinstance(names, str) else dict.fromkeys(names, str)
     parts = {"candidates": choices.of, "correct": lambda row: row[answer], "option": text}
-    return Answering(choices, {**fields, answer: str}, (answer, *([names] if listed else [])), parts, named)
+    return Answering(
+        choices, {**fields, answer: str}, (answer, *([names] if listed else [])), parts, named, choices.fields
+    )
 
 
 def _generation(keys: Keys) -> Answering:
-    answer = keys.text("answer")
+    answer = keys.name_of("answer")
     text, named = _answer_text(keys, "answer_text", " {answer}\n", "answer")
     parts = {"correct": lambda row: tuple(row[answer]), "option": text, "generation": True}
     return Answering(Answer(answer), {answer: [str]}, (answer,), parts, named)

@@ -20,6 +20,7 @@ from torch import nn
 
 from justforward.models.tuning import untie
 from justforward.scoring import ScoringEngine
+from justforward.scoring.finite import NotNumbersError, likely_cause
 from justforward.scoring.prompts import Row
 
 logger = logging.getLogger(__name__)
@@ -45,11 +46,17 @@ class Probe:
 def linear_probe(engine: ScoringEngine, rows: Sequence[Row], *, early_stopping: bool = False) -> Probe:
     """Fit a regression to the scored tokens of `rows` and write it into the engine's model, whose head is untied.
 
-    Raises ValueError where the rows have fewer than two different tokens, or too few of each.
+    Raises ValueError where the rows have fewer than two different tokens, or too few of each, and where features are
+    not numbers.
     """
     if untie(cast(Any, engine.model)):
         logger.info("the head shares the input embedding's weights: it gets a copy, so that only the head is changed")
     features, targets = head_inputs(engine, rows)
+    if bad := int((~np.isfinite(features).all(axis=1)).sum()):
+        raise NotNumbersError(
+            f"--linear_probing: the features of {bad} of {len(features)} tokens are not numbers: "
+            f"{likely_cause(engine.model)}"
+        )
     logger.info(
         "linear probing: %d tokens of %d kinds, %d features", *(len(targets), len(np.unique(targets))), len(features[0])
     )

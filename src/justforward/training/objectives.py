@@ -48,10 +48,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Measured:
-    """loss: [] float32; correct: [B] bool, or None where nothing is chosen."""
+    """loss: [] float32; losses: [B] float32 and correct: [B] bool, or None where nothing is chosen.
+
+    An example whose loss is not finite is not correct.
+    """
 
     loss: Tensor
     correct: Tensor | None = None
+    losses: Tensor | None = None
 
 
 class Objective(Protocol):
@@ -117,9 +121,11 @@ class Classification(ScoredObjective):
     def evaluate(self, scores: Scores, batch: Batch) -> Measured:
         """See the class; an example is right when its label has the highest score."""
         by_example = scores.means().split([len(e.rows) for e in batch.examples])
-        losses = [torch.logsumexp(s, 0) - s[e.label] for s, e in zip(by_example, batch.examples, strict=True)]
-        correct = [s.argmax() == e.label for s, e in zip(by_example, batch.examples, strict=True)]
-        return Measured(torch.stack(losses).mean(), torch.stack(correct))
+        losses = torch.stack(
+            [torch.logsumexp(s, 0) - s[e.label] for s, e in zip(by_example, batch.examples, strict=True)]
+        )
+        correct = torch.stack([s.argmax() == e.label for s, e in zip(by_example, batch.examples, strict=True)])
+        return Measured(losses.mean(), correct & losses.isfinite(), losses)
 
 
 @OBJECTIVES.register("teacher_forcing")

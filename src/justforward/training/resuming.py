@@ -11,17 +11,19 @@ import fcntl
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from justforward import launcher
 from justforward.optim.distribution.ranks import Ranks, gathered
 from justforward.optim.log import FILE_NAME, LogError, read
 from justforward.results.files import write_json
-from justforward.training.trajectory_trainer import MARK, put_aside
+from justforward.training.checkpoints import MARK, checkpoints, damage, step_of
+from justforward.training.output_folder import RECORD, clear
+from justforward.training.trajectory_trainer import put_aside
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +40,6 @@ class StopIfFinished(TrainerCallback):
         if state.global_step >= state.max_steps > 0:
             raise AlreadyTrained
 
-
-RECORD = "justforward_job.json"
-"""In the output folder: the arguments that its checkpoints depend on."""
 
 LAUNCH = "launch"
 """In the record, beside the arguments: torchrun's name for all starts and restarts of one command."""
@@ -88,7 +87,7 @@ def share_log(folder: Path, record: Mapping[str, Any]) -> None:
     differing = _differing(folder, record)
     mistake = None
     try:
-        if differing and _complete(folder):
+        if differing and last_whole(folder):
             mistake = _refusal(folder, differing)
     except LogError as error:
         mistake = str(error)
@@ -143,29 +142,26 @@ def find_checkpoint(folder: Path, record: Mapping[str, Any], *, given: str | Non
         record: the job (see job_record).
         given: what the user asked for: a checkpoint's folder, "True" for the last one in `folder` whatever made it,
             "False" for none; None leaves it to the record.
-        overwrite: delete the folder's checkpoints.
+        overwrite: delete what earlier trainings have left in the folder.
 
     Raises ValueError, in one line, for checkpoints of another job, and where there is none to continue.
     """
     log = folder / FILE_NAME
     if overwrite:
-        for checkpoint in _checkpoints(folder):
-            shutil.rmtree(checkpoint)
-        log.unlink(missing_ok=True)
-    found = _complete(folder)
-    last = str(found[-1]) if found else None
-    differing = _differing(folder, record)
+        clear(folder, base=str(record.get("model_name", "")))
+    if given is not None and given.lower() not in ("true", "false") and (wrong := damage(Path(given))):
+        raise ValueError(f"--resume_from_checkpoint {given}: {wrong if Path(given).is_dir() else 'no such folder'}")
+    found, differing = last_whole(folder), _differing(folder, record)
+    last = None if found is None else str(found)
     if given is not None and given.lower() != "true":
         path = None if given.lower() == "false" else Path(given)
-        if path is not None and not _is_complete(path):
-            raise ValueError(f"--resume_from_checkpoint {given}: no such folder, or no complete checkpoint in it")
         # They would count as this job's from here on.
         if found and differing and (path is None or path.parent.resolve() != folder.resolve()):
             raise ValueError(_refusal(folder, differing))
         return None if path is None else given
     if log.is_file() and given is None and not found and differing:
         put_aside(log)
-    if log.is_file() and len(read(log).steps) > (_step(found[-1]) if found else 0):
+    if log.is_file() and len(read(log).steps) > (0 if found is None else step_of(found) or 0):
         last = str(log)  # MeZO's log of every step, which a kill does not shorten
     if given is not None and last is None:
         raise ValueError(f"--resume_from_checkpoint {given}: there is no complete checkpoint in {folder}")
@@ -204,18 +200,23 @@ def agreed(look: Callable[[], str | None], folder: Path) -> str | None:
 
 def relaunched(folder: Path) -> bool:
     """Whether torchrun has started this process again, or for more machines, in a launch that began in this folder."""
-    launch, restarts = _launch(), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    # "none" is what torchrun calls a launch that was given no name.
-    return bool(launch) and _recorded(folder).get(LAUNCH) == launch and (restarts > 0 or launch != "none")
+    launch = launcher.name()
+    return bool(launch) and _recorded(folder).get(LAUNCH) == launch and (launcher.restarts() > 0 or launch != "none")
 
 
-def _launch() -> str:
-    return os.environ.get("TORCHELASTIC_RUN_ID", "")
+def goes_on(folder: Path) -> str:
+    """What to do where a job stops for want of room on the disk, and what of it is kept."""
+    again = "make room there and give the same command again"
+    if next(folder.glob(f"**/{FILE_NAME}"), None) is not None:
+        return f"{again}, which goes on from the run's log: no step is lost"
+    if next(folder.glob("**/trainer_state.json"), None) is not None:
+        return f"{again}, which goes on from the last whole checkpoint"
+    return again
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Say in the output folder whose checkpoints it will hold."""
-    write_json(folder / RECORD, {**record, LAUNCH: _launch()})
+    write_json(folder / RECORD, {**record, LAUNCH: launcher.name()})
 
 
 def _recorded(folder: Path) -> dict[str, Any]:
@@ -240,27 +241,18 @@ def _refusal(folder: Path, differing: Sequence[str]) -> str:
     )
 
 
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("checkpoint-"))
+def last_whole(folder: Path) -> Path | None:
+    """The last whole checkpoint in a folder; a line tells what is wrong with those behind it.
 
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints by their step, complete or not."""
-    found = [p for p in folder.glob("checkpoint-*") if p.is_dir() and p.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=_step)
-
-
-def _complete(folder: Path) -> list[Path]:
-    """Complete checkpoints by their step, without marks of steps that the log does not have."""
+    A mark of a step that the log does not have is not whole. Raises LogError for a log that cannot be read.
+    """
     log = folder / FILE_NAME
     steps = len(read(log).steps) if log.is_file() else 0
-    return [p for p in _checkpoints(folder) if _is_complete(p) and not ((p / MARK).exists() and _step(p) > steps)]
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    """The Trainer writes its state last: without it, saving was cut short."""
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
+    for checkpoint in reversed(checkpoints(folder)):
+        wrong = damage(checkpoint)
+        if wrong is None and (checkpoint / MARK).exists() and (step_of(checkpoint) or 0) > steps:
+            wrong = f"it is a mark in {FILE_NAME}, which has {steps} steps"
+        if wrong is None:
+            return checkpoint
+        logger.warning("%s is passed over: %s", checkpoint, wrong)
+    return None

@@ -13,6 +13,7 @@ import torch
 
 from justforward.registry import Registry, did_you_mean
 from justforward.scoring import ScoringEngine
+from justforward.scoring.finite import NotNumbersError, is_choice, numbers_only
 from justforward.scoring.generation import Generator
 from justforward.scoring.prompts import PromptEncoder
 from justforward.tasks.base import Sample, Task
@@ -113,7 +114,10 @@ class RewardObjective:
     def measure(self, engine: ScoringEngine, batch: Batch) -> Measured:
         """See the class."""
         samples = [e.sample for e in batch.examples if e.sample is not None]
-        rewards = self.reward(samples, self._outputs(engine, batch))
+        try:
+            rewards = self.reward(samples, self._outputs(engine, batch))
+        except NotNumbersError:
+            rewards = [math.nan]
         # A reward of +-inf or NaN is a step to be skipped, like a loss that is not finite.
         return Measured(torch.tensor(-math.fsum(rewards) / len(rewards) if rewards else math.nan))
 
@@ -122,7 +126,10 @@ class RewardObjective:
             assert self.generator is not None, "generated rewards need a generator"
             with torch.random.fork_rng():
                 torch.manual_seed(0)
-                return self.generator.generate([e.prompt for e in batch.examples])
+                with numbers_only(self.generator.model):
+                    return self.generator.generate([e.prompt for e in batch.examples])
         scores = engine.run(batch.plan).means().split([len(e.rows) for e in batch.examples])
+        if not all(is_choice(values.tolist()) for values in scores):
+            raise NotNumbersError("the candidates' scores are not numbers")
         samples = [e.sample for e in batch.examples]
         return [s.candidates[int(v.argmax())] for s, v in zip(samples, scores, strict=True)]  # type: ignore[union-attr,index]

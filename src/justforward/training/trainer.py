@@ -6,6 +6,7 @@ Only public hooks are overridden: the training loop, evaluation, checkpoints and
 from __future__ import annotations
 
 import functools
+import logging
 import resource
 import sys
 import time
@@ -26,8 +27,14 @@ from justforward.optim import Estimate, MeZO, NoiseSource
 from justforward.optim.distribution.ranks import Ranks
 from justforward.optim.distribution.shards import is_sharded, shard
 from justforward.scoring import ScoringEngine
-from justforward.training.objectives import Batch, Example, Objective, ScoredObjective
+from justforward.training.checkpoint_trainer import CheckpointMixin
+from justforward.training.objectives import Batch, Example, Measured, Objective, ScoredObjective
 from justforward.training.trajectory_trainer import TrajectoryMixin
+
+logger = logging.getLogger(__name__)
+
+NOT_FINITE = "not_finite"
+"""In an evaluation's metrics: how many examples have a loss that is not finite."""
 
 # A mixin stands before a Trainer in the bases; to the type checker it is one.
 _Base = Trainer if TYPE_CHECKING else object
@@ -227,6 +234,8 @@ class ObjectiveMixin(_Base):
         if arguments is not None and arguments.ddp_broadcast_buffers is None:
             # It would be done at every forward, and ranks do not make equally many. Nothing here changes buffers.
             arguments.ddp_broadcast_buffers = False
+        if arguments is not None:
+            arguments.logging_nan_inf_filter = False  # it would log another loss in the place of one that is not finite
         super().__init__(*args, data_collator=collate, compute_metrics=_accuracy, **kwargs)
         self.model_accepts_loss_kwargs = False
         if engine.prefix_length and self.args.world_size > 1 and not isinstance(self, MeZOMixin):
@@ -255,9 +264,12 @@ class ObjectiveMixin(_Base):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
         """The objective's loss; the plan is made once and kept with the inputs for the next call."""
-        with self._calling(model):
-            measured = self.objective.measure(self.engine, self._planned(inputs))
+        measured = self._measured(model, inputs)
         return (measured.loss, measured.correct) if return_outputs else measured.loss
+
+    def _measured(self, model: nn.Module, inputs: dict[str, Any]) -> Measured:
+        with self._calling(model):
+            return self.objective.measure(self.engine, self._planned(inputs))
 
     @contextmanager
     def _calling(self, model: nn.Module) -> Iterator[None]:
@@ -294,17 +306,30 @@ class ObjectiveMixin(_Base):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Evaluation of a batch: its loss, and which of its examples are right."""
+        """Evaluation of a batch: its loss, and which of its examples are right (1, 0, or NaN where none is chosen)."""
         with torch.no_grad():
-            loss, correct = self.compute_loss(model, inputs, return_outputs=True)
-        return loss, None if correct is None else correct.float(), inputs["labels"]
+            measured = self._measured(model, inputs)
+        right = None if measured.correct is None else measured.correct.float()
+        if right is not None and measured.losses is not None:
+            right = right.where(measured.losses.isfinite(), torch.nan)
+        return measured.loss, right, inputs["labels"]
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As the Trainer's; says so where losses are not finite."""
+        metrics = super().evaluate(*args, **kwargs)
+        for name, loss in metrics.items():
+            if name.endswith("_loss") and not np.isfinite(loss):
+                count = metrics.get(f"{name.removesuffix('_loss')}_{NOT_FINITE}")
+                examples = "" if count is None else f", in {count} examples, which count as wrong"
+                logger.warning("step %d: %s is %s%s", self.state.global_step, name, loss, examples)
+        return metrics
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not estimated: what is fed depends on the plan."""
         return 0
 
 
-class ObjectiveTrainer(ObjectiveMixin, Trainer):
+class ObjectiveTrainer(ObjectiveMixin, CheckpointMixin, Trainer):
     """Backpropagation on an objective."""
 
 
@@ -313,7 +338,10 @@ class ObjectiveMeZOTrainer(ObjectiveMixin, MeZOMixin, Trainer):
 
 
 def _accuracy(evaluated: EvalPrediction) -> dict[str, float]:
-    return {"accuracy": float(np.mean(evaluated.predictions))}
+    """The share that is right; and how many have no finite loss, if any."""
+    right = np.asarray(evaluated.predictions)
+    bad = int(np.isnan(right).sum())
+    return {"accuracy": float(np.mean(np.nan_to_num(right))), **({NOT_FINITE: bad} if bad else {})}
 
 
 def collate(examples: Sequence[Example]) -> dict[str, Any]:

@@ -13,15 +13,18 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import has_length
 
 from justforward.optim import CounterNoise, MeZO
 from justforward.optim.distribution.ranks import gathered
 from justforward.optim.log import FILE_NAME, LogError, Trajectory, TrajectoryWriter, difference, read
+from justforward.training.checkpoint_trainer import CheckpointMixin
+from justforward.training.checkpoints import STATE, checkpoints, damage, read_mark, seal, step_of, write_mark
 from justforward.trajectory.recording import (
     UNPREDICTABLE,
     apply_steps,
@@ -35,13 +38,8 @@ from justforward.trajectory.recording import (
 
 logger = logging.getLogger(__name__)
 
-_Base = Trainer if TYPE_CHECKING else object
 
-MARK = "trajectory.json"
-"""In a checkpoint without weights: {"step": its step, "from": a checkpoint with weights to start from, or null}."""
-
-
-class TrajectoryMixin(_Base):
+class TrajectoryMixin(CheckpointMixin):
     """Logs a MeZO run and resumes from the log.
 
     Args:
@@ -104,10 +102,10 @@ class TrajectoryMixin(_Base):
         """A checkpoint folder for the last step of a log: the one that is there, or a new mark."""
         log = read(path)
         log.check()
-        step = len(log.steps)
+        folder = Path(self.args.output_dir or ".")
+        step = min(gathered(self._before_lost_evaluation(folder, len(log.steps))))
         if step == 0:
             return None
-        folder = Path(self.args.output_dir or ".")
         mark = folder / f"checkpoint-{step}"
         if self.args.should_save:
             self._mark_end(folder, mark, step)
@@ -115,24 +113,51 @@ class TrajectoryMixin(_Base):
         logger.info("going on from %s at step %d", path, step)
         return str(mark)
 
+    def _before_lost_evaluation(self, folder: Path, step: int) -> int:
+        """The last step up to `step` behind which no evaluation is missing that may choose the best checkpoint.
+
+        The log has none; those up to a checkpoint are in its state. Where epochs are not even, a step too early.
+        """
+        if not self.args.load_best_model_at_end:
+            return step
+        known = ((step_of(path) or 0, path) for path in reversed(checkpoints(folder)))
+        last = next((at for at, path in known if at <= step and damage(path) is None), 0)
+        size = len(self.train_dataset) if has_length(self.train_dataset) else 1  # type: ignore[arg-type]
+        epoch = max(1, size // self.get_total_train_batch_size(self.args))
+        total = self.args.max_steps if self.args.max_steps > 0 else int(self.args.num_train_epochs * epoch)
+        every = epoch if self.args.eval_strategy == "epoch" else self.args.eval_steps or 1
+        every = max(1, int(every if every >= 1 else every * total))
+        return min(step, (last // every + 1) * every - 1)
+
     def _mark_end(self, folder: Path, mark: Path, step: int) -> None:
-        """Make a checkpoint for the last step of the log, unless there is one."""
-        saved = {int(p.name.split("-")[1]): p for p in folder.glob("checkpoint-*") if _complete(p)}
-        if step in saved:
+        """Make a checkpoint for the last step of the log, unless there is one that is whole."""
+        if damage(mark) is None:
             return
-        full = [s for s in saved if s < step and not (saved[s] / MARK).exists()]
-        start = saved[max(full)] if full else None
-        earlier = [s for s in saved if s < step]
+        earlier = [path for path in reversed(checkpoints(folder)) if (step_of(path) or 0) < step]
+        whole = next((path for path in earlier if damage(path) is None), None)
+        start = next((path for path in earlier if read_mark(path) is None and damage(path) is None), None)
         exportable = [c for c in [*self.callback_handler.callbacks, self.control] if isinstance(c, ExportableState)]
         state = TrainerState(train_batch_size=self.args.train_batch_size, stateful_callbacks=exportable)  # type: ignore[arg-type]
         state.compute_steps(self.args, self.args.max_steps)
-        if earlier:
-            state = TrainerState.load_from_json(str(saved[max(earlier)] / "trainer_state.json"))
+        if whole is not None:
+            state = TrainerState.load_from_json(str(whole / STATE))
         state.global_step = step
         shutil.rmtree(mark, ignore_errors=True)  # what a kill left of a checkpoint that was being saved
-        mark.mkdir(parents=True)
-        _write_mark(mark, step, start)
-        state.save_to_json(str(mark / "trainer_state.json"))
+        write_mark(mark, step, start)
+        state.save_to_json(str(mark / STATE))
+        seal(mark)
+
+    def rebuilt(self, best: Path) -> Path | None:
+        """A mark, where the log has the best checkpoint's step."""
+        step, own = step_of(best), Path(self.args.output_dir or ".") / best.name
+        log = self._own_log() if self.reload_base is not None and self.log_path.is_file() else None
+        if step is None or log is None or len(log.steps) < step:
+            return None
+        if self.args.should_save:
+            shutil.rmtree(own, ignore_errors=True)
+            write_mark(own, step, None)
+        gathered(None)
+        return own
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """As the Trainer's; the number of steps is part of what pins a run."""
@@ -151,8 +176,7 @@ class TrajectoryMixin(_Base):
             self._log.writer.sync()  # before the checkpoint: a loss of power must not leave a mark ahead of its log
         if _internal_call and self.save_trajectory and output_dir is not None:
             if self.args.should_save:
-                Path(output_dir).mkdir(parents=True, exist_ok=True)
-                _write_mark(Path(output_dir), self.state.global_step, None)
+                write_mark(Path(output_dir), self.state.global_step, None)
             return
         super().save_model(output_dir, _internal_call)
 
@@ -166,7 +190,7 @@ class TrajectoryMixin(_Base):
             super()._load_from_checkpoint(str(start), model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        mark = _read_mark(checkpoint)
+        mark = None if checkpoint is None else read_mark(Path(checkpoint))
         if mark is None or checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
@@ -178,8 +202,8 @@ class TrajectoryMixin(_Base):
         set_schedule(self.lr_scheduler, self.mezo, mark["step"], rate)
 
     def _load_best_model(self) -> None:
-        best = self.state.best_model_checkpoint
-        mark = _read_mark(best)
+        best = self.sound(Path(str(self.state.best_model_checkpoint)))
+        mark = read_mark(best)
         if mark is None:
             super()._load_best_model()
             return
@@ -248,30 +272,10 @@ def put_aside(log: Path) -> None:
     logger.info("the log of another run in %s is kept as trajectory-%d.log", log.parent, number)
 
 
-def _write_mark(folder: Path, step: int, start: Path | None) -> None:
-    value = {"step": step, "from": None if start is None else start.name}
-    (folder / MARK).write_text(json.dumps(value), encoding="utf-8")
-
-
-def _read_mark(checkpoint: str | None) -> dict[str, Any] | None:
-    if checkpoint is None or not (Path(checkpoint) / MARK).exists():
-        return None
-    return json.loads((Path(checkpoint) / MARK).read_text(encoding="utf-8"))
-
-
 def _start_of(checkpoint: Path) -> Path | None:
     """The checkpoint whose weights `checkpoint` starts from: itself, what its mark names, or None for the base."""
-    mark = _read_mark(str(checkpoint))
+    mark = read_mark(checkpoint)
     if mark is None:
         return checkpoint
     start = None if mark["from"] is None else checkpoint.parent / mark["from"]
-    return start if start is not None and _complete(start) else None
-
-
-def _complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint was saved to its end: its state is written last, and not at once."""
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return checkpoint.name.split("-")[-1].isdigit()
+    return start if start is not None and damage(start) is None else None

@@ -17,6 +17,7 @@ from justforward.models.recipe import ModelRecipe
 from justforward.noise import DISTRIBUTIONS, NOISE_VERSION, ROUNDING_VERSION
 from justforward.optim import CounterNoise, MeZO
 from justforward.optim.log import FILE_NAME, Layout, LogError, Trajectory, read
+from justforward.results.files import write_text
 from justforward.trajectory.recording import apply_steps, count_skipped, fingerprint, groups_of
 
 logger = logging.getLogger(__name__)
@@ -157,4 +158,4 @@ def write_card(folder: Path) -> None:
         size=log.size,
         folder=folder.name,
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_text(folder / "README.md", text)

@@ -3,12 +3,15 @@
 import errno
 import importlib.metadata
 import importlib.util
+import io
+import json
 import logging
 import os
 import subprocess
 import sys
 import types
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -66,6 +69,13 @@ def test_a_users_mistake_found_by_the_job(experiment, capsys):
     experiment.raises = ValueError("two\n  lines")
     assert main([]) == 2
     assert capsys.readouterr().err == "justforward: error: two lines (JUSTFORWARD_TRACEBACK=1 shows where)\n"
+
+
+def test_a_message_shows_what_is_no_blank(experiment, capsys):
+    experiment.raises = ValueError("a.tsv:\n  \t'\t' expected,\x1b[1m not\u2028 'é\ud83d'")
+    assert main([]) == 2
+    said = "justforward: error: a.tsv: '\\t' expected,\\x1b[1m not\\u2028 'é\\ud83d'"
+    assert capsys.readouterr().err.startswith(said)
 
 
 def test_traceback_on_request(experiment, monkeypatch):
@@ -144,6 +154,86 @@ def test_what_the_system_refuses_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(cli, "run", full)
     assert main(["run"]) == 2
     assert capsys.readouterr().err.startswith("justforward: error: /full/file: No space left on device")
+
+
+TASK = """
+name = "Film"
+train = "t.jsonl"
+validation = "t.jsonl"
+prompt = "{text} – 模型"
+label = "label"
+[options]
+gut = " gut"
+"schlécht" = " schlécht"
+"""
+
+
+@pytest.fixture
+def foreign_words(tmp_path, monkeypatch):
+    """A task and a result file with characters that few encodings have, and a path that is no text at all."""
+    monkeypatch.chdir(tmp_path)
+    Path("t.toml").write_text(TASK, encoding="utf-8")
+    Path("t.jsonl").write_text('{"text": "ein schöner Film", "label": "gut"}\n', encoding="utf-8")
+    folder = Path(os.fsdecode(b"r\xff"))
+    folder.mkdir()
+    about = {"model": "x/模型\udcff", "task": "Film", "method": "ICL", "command": "justforward --model_name x"}
+    result = {"accuracy": 0.5, "num_eval": 2, "seconds": 1.0, "run": about}
+    (folder / "模.json").write_text(json.dumps(result))
+    return str(folder)
+
+
+def printed(words, encoding, monkeypatch):
+    """The exit code, stdout and stderr of a command line on a terminal of this encoding."""
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", streams[0])
+        patch.setattr(sys, "stderr", streams[1])
+        code = main(words)
+    for stream in streams:
+        stream.flush()
+    return code, *(stream.buffer.getvalue().decode(encoding) for stream in streams)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("ascii", r"\u2013 \u6a21\u578b"), ("cp1252", r"– \u6a21\u578b"), ("utf-8", "– 模型")]
+)
+def test_what_a_terminal_cannot_show_is_escaped(encoding, shown, foreign_words, monkeypatch):
+    code, out, err = printed(["task", "check", "t.toml", "--num", "1"], encoding, monkeypatch)
+    assert (code, err) == (0, "")
+    assert shown in out
+    code, out, err = printed(["task", "check", "模.toml"], encoding, monkeypatch)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"justforward: error: {shown[-12:-6] if encoding != 'utf-8' else '模'}.toml: ")
+    code, out, err = printed(["report", foreign_words, "--output", "模.html"], encoding, monkeypatch)
+    assert (code, err) == (0, "")
+    assert "1 run -> " in out
+    page = Path("模.html").read_text(encoding="utf-8")
+    assert r"x/模型\udcff" in page
+    assert f'<a href="{quote("模.md")}">模.md</a>' in page
+    assert r"r\udcff/模.json" in page
+
+
+@pytest.mark.parametrize("words", [["task", "check", "t.toml", "--num", "1"], ["report", "r", "--output", "模.html"]])
+def test_an_ascii_system_is_no_obstacle(words, foreign_words):
+    os.rename(foreign_words, "r")  # noqa: PTH104
+    settings = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "justforward", *words]
+    ran = subprocess.run(command, env=settings, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert r"\udce6" in ran.stdout or r"\u6a21" in ran.stdout
+    if "report" in words:
+        assert quote("模.md") in Path("模.html").read_text(encoding="utf-8")
+
+
+def test_a_name_that_the_system_has_no_bytes_for(monkeypatch, capsys):
+    def fail(words):
+        "é".encode("ascii")
+
+    monkeypatch.setattr(cli, "run", fail)
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    assert main(["run"]) == 2
+    line = r"justforward: error: '\xe9' cannot be written in ascii: the system's encoding is ascii, set PYTHONUTF8=1 "
+    assert capsys.readouterr().err.startswith(line)
 
 
 def test_a_reader_that_leaves_early_is_no_mistake():

@@ -87,14 +87,15 @@ def test_other_keys_of_a_task():
 
 @pytest.mark.parametrize(("answer", "right"), [(1, "no"), ("1", "no"), ("no", "no"), (0, "yes"), ("yes", "yes")])
 def test_choices_by_index_or_text(answer, right):
-    task, (sample,) = load_rows(CHOICE, {"q": "?", "a": "yes", "b": "no", "right": answer})
+    first = {"q": "?", "a": "yes", "b": "no", "right": 0}
+    task, (_, sample) = load_rows(CHOICE, first, {**first, "right": answer})
     assert (sample.candidates, sample.correct) == (("yes", "no"), right)
     assert task.target(sample) == ("yes", "no").index(right)
     assert task.verbalize(sample, "yes") == "Q: ?\nA: yes"
 
 
 def test_choices_in_one_list_with_a_text_of_their_own():
-    toml = CHOICE.replace('["a", "b"]', '"c"') + 'choice_text = " {choice}, {unit}."\n'
+    toml = CHOICE.replace('["a", "b"]', '"c"') + 'choice_text = " {choice}, {unit}."\nanswer_kind = "index"\n'
     task, (sample,) = load_rows(toml, {"q": "?", "c": [3, "4", "5"], "unit": "m", "right": 2})
     assert (sample.candidates, sample.correct) == (("3", "4", "5"), "5")
     assert task.verbalize(sample, "4") == "Q: ?\nA: 4, m."
@@ -187,6 +188,50 @@ def test_hub_that_cannot_be_reached(monkeypatch):
     assert message.startswith("reviews: cannot reach me/reviews on the Hugging Face hub (no network); with files, the")
 
 
+class FromTheLibrary(Exception):
+    """What no reader of ours raises."""
+
+
+def test_whatever_the_library_of_data_sets_raises_is_one_line(monkeypatch):
+    def fails(path, config, *, split):
+        raise FromTheLibrary("scripts are\nno longer run") from OSError("found me.py")
+
+    def fails_later(path, config, *, split):
+        return [broken_rows(), []]
+
+    def broken_rows():
+        yield {"text": "x", "label": 1}
+        raise FromTheLibrary("cannot decode")
+
+    task = load(REVIEWS + 'hub = "me/reviews"\n' + OPTIONS)
+    fake_hub(monkeypatch, fails)
+    assert error_of(task.load, None).startswith(
+        "reviews: the data set me/reviews cannot be read (scripts are no longer run: found me.py); its splits are named"
+    )
+    fake_hub(monkeypatch, fails_later)
+    assert "the data set me/reviews cannot be read (cannot decode); " in error_of(task.load, None)
+    fake_hub(monkeypatch, fails)
+    message = error_of(find_task("SST2").load, None)
+    assert message.startswith(
+        "SST2: the data set nyu-mll/glue cannot be read (scripts are no longer run: found me.py); "
+    )
+    assert "; without the hub, give --data_dir DIR" in message
+
+
+@pytest.mark.parametrize("hub", ["./rows", "rows", "{tmp_path}/deep/rows"])
+def test_a_folder_as_a_data_set_is_relative_to_the_task_file(hub, monkeypatch, tmp_path):
+    asked = []
+
+    def load_dataset(path, config, *, split):
+        asked.append(path)
+        return [[{"text": "x", "label": 1}]] * 2
+
+    fake_hub(monkeypatch, load_dataset)
+    Path("deep/rows").mkdir(parents=True)
+    load(REVIEWS + f'hub = "{hub}"\n'.format(tmp_path=tmp_path) + OPTIONS, "deep/task.toml").load(None)
+    assert asked in (["./deep/rows"], [f"{tmp_path}/deep/rows"])
+
+
 TOP = "task.toml: "
 WRONG_TOML = [
     (CLASSIFICATION.replace("prompt", "promt"), "unknown key 'promt' (did you mean 'prompt'?); known: name, prompt"),
@@ -219,7 +264,7 @@ WRONG_TOML = [
     (CHOICE.replace('answer = "right"\n', ""), "given are: choices"),
     (CHOICE.replace('["a", "b"]', '["a", "a"]'), "choices: must be a list of different strings, not ['a', 'a']"),
     (CHOICE.replace('["a", "b"]', "[1]"), "choices: must be a list of different strings, not [1]"),
-    (CHOICE + 'answer_kind = "letter"', "answer_kind: must be 'index' or 'text', not 'letter'"),
+    (CHOICE + 'answer_kind = "word"', "answer_kind: must be 'index' or 'number' or 'letter' or 'text', not 'word'"),
     (CHOICE + 'choice_text = " {option}"', "choice_text: must hold {choice}"),
     (CHOICE + 'answer_text = "x"', "answer_text: is for generation, and this is multiple choice: leave it out"),
     (CHOICE.replace("{q}", "{q}{right}"), "prompt: {right} is what is to be answered"),
@@ -253,6 +298,17 @@ WRONG_TOML = [
     (REVIEWS + 'file = "a.csv"\nsplit = { seed = 1 }\n' + OPTIONS, "split.validation: must be a share between 0 and 1"),
     (REVIEWS + 'file = "a.csv"\nsplit = { validation = 1, sed = 1 }\n' + OPTIONS, "split: unknown key 'sed'"),
     (REVIEWS + 'file = "a.csv"\nsplit = { validation = 1, seed = -1 }\n' + OPTIONS, "split.seed: must be an integer"),
+    (REVIEWS + 'hub = "./none"\n' + OPTIONS, "hub: there is no folder none"),
+    (REVIEWS + 'hub = "x/y"\nquotes = true\n' + OPTIONS, "quotes: is for .csv and .tsv files: leave it out"),
+    ("quotes = true\n" + CHOICE, "quotes: is for .csv and .tsv files: leave it out"),
+    ('quotes = "none"\n' + CLASSIFICATION, "quotes: must be true or false, not 'none'"),
+    ('delimiter = ";;"\n' + CLASSIFICATION, "delimiter: must be one character, and no quotation mark, not ';;'"),
+    ("delimiter = '\"'\n" + CLASSIFICATION, "delimiter: must be one character"),
+    ("may_be_empty = [1]\n" + CLASSIFICATION, "may_be_empty: must be a list of strings, not [1]"),
+    ('may_be_empty = ["right"]\n' + CHOICE, "may_be_empty: no template names 'right'; named are: q, a, b"),
+    (CLASSIFICATION + '"1.0" = " good"\n', "options.1.0: is the same label as options.1"),
+    (CLASSIFICATION + f"x = {'[' * 2000}", "not valid TOML: too deeply nested"),
+    (CLASSIFICATION + f"x = {'1' * 5000}", "not valid TOML: Exceeds the limit"),
 ]
 
 
@@ -323,7 +379,8 @@ WRONG_ROWS = [
         "there is no 'txet', which [columns] names 'text' (did you mean 'te",
     ),
     (CHOICE, {**GOOD_CHOICE, "a": " "}, "field 'a' is empty"),
-    (CHOICE, {**GOOD_CHOICE, "a": None}, "field 'a' must be a string, not None"),
+    (CHOICE, {**GOOD_CHOICE, "a": None}, "field 'a' is empty (may_be_empty = [\"a\"] in the task file leaves empty ch"),
+    (CHOICE, {**GOOD_CHOICE, "a": ["x"]}, "field 'a' must be a string, not ['x']"),
     (
         CHOICE,
         {**GOOD_CHOICE, "right": 2},
@@ -365,6 +422,31 @@ def test_damaged_json():
     Path("a.jsonl").write_text('{"text": "x", "label": 1, "label": 0}')
     message = error_of(load(CLASSIFICATION.replace("a.csv", "a.jsonl")).load, None)
     assert message == "a.jsonl, line 1: field 'label' is given twice"
+
+
+@pytest.mark.parametrize(
+    ("table", "complaint"),
+    [
+        (
+            pyarrow.table([pyarrow.array(["x"])] * 2, names=["text", "text"]),
+            "a.parquet: the column 'text' is given twice",
+        ),
+        (
+            pyarrow.table([pyarrow.array([b"caf\xe9"], pyarrow.binary()).view(pyarrow.string())], names=["text"]),
+            "a.parquet: not a Parquet file that can be read: 'utf-8' codec can't decode byte 0xe9",
+        ),
+    ],
+    ids=["twice", "not UTF-8"],
+)
+def test_parquet_with_what_cannot_be_read(table, complaint):
+    pyarrow.parquet.write_table(table, "a.parquet")
+    assert complaint in error_of(load(CLASSIFICATION.replace("a.csv", "a.parquet")).load, None)
+
+
+def test_fields_whose_names_differ_in_form_alone():
+    row = {"caf\u00e9": "x", "cafe\u0301": "y", "label": 1}
+    message = error_of(load_rows, CLASSIFICATION.replace("a.csv", "a.jsonl").replace("text", "caf\u00e9"), row)
+    assert message.startswith("a.jsonl, line 1: two fields have the same name: ")
 
 
 def test_parquet_that_is_none():

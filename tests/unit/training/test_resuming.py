@@ -4,9 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import TrainerState
 
 from justforward.auto import settle
 from justforward.optim.log import FILE_NAME, TrajectoryWriter, read
+from justforward.training.checkpoints import write_mark
 from justforward.training.resuming import (
     LAUNCH,
     RECORD,
@@ -17,7 +21,6 @@ from justforward.training.resuming import (
     share_log,
     write_record,
 )
-from justforward.training.trajectory_trainer import MARK
 
 OURS, OTHER = {"seed": 0}, {"seed": 1}
 
@@ -36,10 +39,14 @@ def leave(folder, *, steps=0, checkpoints=(), marks=(), record=OURS):
     writer.close()
     for step in (*checkpoints, *marks):
         place = folder / f"checkpoint-{step}"
-        place.mkdir()
-        (place / "trainer_state.json").write_text("{}")
         if step in marks:
-            (place / MARK).write_text(json.dumps({"step": step, "from": None}))
+            write_mark(place, step, None)
+        else:
+            place.mkdir()
+            save_file({"w": torch.zeros(2)}, place / "model.safetensors")
+            for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+                torch.save({}, place / name)
+        TrainerState(global_step=step, max_steps=99, train_batch_size=4).save_to_json(str(place / "trainer_state.json"))
 
 
 def found(folder, *, given=None, overwrite=False, record=OURS):

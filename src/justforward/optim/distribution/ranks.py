@@ -23,6 +23,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
+from justforward import launcher
+from justforward.launcher import Launch
+
 T = TypeVar("T")
 
 CHECKED = 1 << 22
@@ -129,7 +132,7 @@ def ranks_answer() -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, RankError) or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
-        rank, reason = os.environ.get("RANK", "0"), " ".join(str(error).split())[-160:]
+        rank, reason = Ranks.current().rank, " ".join(str(error).split())[-160:]
         raise RankError(
             f"rank {rank}: another rank is gone, cut off or slower than --ddp_timeout ({reason}): give the "
             "same command again and the run goes on from its log (torchrun --max_restarts does so by itself)"
@@ -146,19 +149,18 @@ def gathered(value: Any) -> list[Any]:
     return values
 
 
-def join_cpu_ranks(seconds: float) -> None:
-    """Join the other CPU processes of a launcher's job; one that does not answer for so long is an error.
+def join_cpu_ranks(launch: Launch, seconds: float) -> None:
+    """Join the other CPU processes of a launch; one that does not answer for so many seconds is an error.
 
     accelerate would join them too, but without a time-out, and by addresses in torchrun's store, where those of the
     processes before a restart still stand.
     """
-    rank, size = (int(os.environ.get(name, "1")) for name in ("RANK", "WORLD_SIZE"))
+    rank, size = launch.rank, launch.size
     if size == 1 or not dist.is_available() or dist.is_initialized():
         return
     timeout = timedelta(seconds=float(seconds))
-    launched = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
     where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = TCPStore(*where, is_master=rank == 0 and not launched, timeout=timeout)
+    store = TCPStore(*where, is_master=rank == 0 and not launcher.keeps_store(), timeout=timeout)
     attempt = _agreed(PrefixStore("justforward", store), rank, size, timeout)
     dist.init_process_group("gloo", store=PrefixStore(attempt, store), rank=rank, world_size=size, timeout=timeout)
 
