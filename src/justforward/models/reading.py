@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,12 +23,12 @@ from transformers import CONFIG_MAPPING, GenerationConfig
 from justforward.models.sources import CONFIG, ModelError, folder_of, weight_files
 
 AGAIN = "copy or download it again"
-SLOW_TOKENIZER = ("vocab.json", "merges.txt", "vocab.txt", "*.model")
+SLOW_TOKENIZER = ("vocab.json", "merges.txt", "vocab.txt", "*.model", "*.spm", "*.tiktoken", "tekken.json")
 """What tokenizers are read from where there is no tokenizer.json."""
 TOKENIZER_KEYS = ("tokenizer_class", "model_max_length", "added_tokens_decoder", "chat_template", "auto_map")
 """Of tokenizer_config.json, beside those that end in `_token`."""
-FEW = 0.02
-"""Share of a BPE's tokens, special ones and bytes, that no merge makes."""
+FEW = (10, 0.02)
+"""So many of a BPE's tokens, and such a share of them, may be made by no merge: special ones that do not look so."""
 LONGEST_HEADER = 100_000_000
 """Of a safetensors file, in bytes; its makers' limit."""
 LONGEST_REASON = 200
@@ -60,7 +61,8 @@ def reading(name: str, source: Mapping[str, Any], part: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ModelError(name, _reason(error, folder, part)) from error
+        own = folder if folder == Path(source["pretrained_model_name_or_path"]) else None
+        raise ModelError(name, _reason(error, own, part)) from error
 
 
 def damage(path: Path) -> str | None:
@@ -89,14 +91,13 @@ def _files(folder: Path, gguf: str | None, part: str) -> list[Path]:
     if part == "configuration":
         names = [CONFIG]
     elif part == "weights":
-        names = ["generation_config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json"]
+        return [*folder.glob("generation_config.json"), *weight_files(folder)]
     elif part == "tokenizer":
         names = ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
         names += [] if (folder / "tokenizer.json").exists() else SLOW_TOKENIZER
     else:
         return []
-    found = [path for name in names for path in sorted(folder.glob(name))]
-    return found + (weight_files(folder) if part == "weights" else [])
+    return [path for name in names for path in sorted(folder.glob(name))]
 
 
 def _json(path: Path) -> str | None:
@@ -161,12 +162,10 @@ def _merges(path: Path) -> str | None:
         return None
     made = {line.replace(" ", "", 1) for line in path.read_text(encoding="utf-8", errors="replace").split("\n")}
     tokens = [token for token in json.loads(vocabulary.read_text(encoding="utf-8")) if len(token) > 1]
-    orphans = sum(token not in made for token in tokens)
-    return (
-        f"is cut short, {orphans} tokens of vocab.json cannot be made from it: {AGAIN}"
-        if orphans > FEW * len(tokens)
-        else None
-    )
+    orphans = sum(token not in made and not re.fullmatch(r"[<\[|].*[>\]|]", token) for token in tokens)
+    if orphans <= FEW[0] + FEW[1] * len(tokens):
+        return None
+    return f"does not make {orphans} of the {len(tokens)} tokens of vocab.json: one of the two is cut, {AGAIN}"
 
 
 def _gguf(path: Path) -> str | None:
@@ -175,11 +174,11 @@ def _gguf(path: Path) -> str | None:
 
 
 def _reason(error: Exception, folder: Path | None, part: str) -> str:
-    """What went wrong in a library, as far as it can be told, and the mend."""
+    """What went wrong in a library, as far as it can be told, and the mend; folder: the user's own."""
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, MemoryError) or should_reduce_batch_size(error):
         return "does not fit in memory (`justforward plan` tells what fits): --load_bfloat16 or --load_int8 take less"
-    if "couldn't connect" in text.lower() or "offline" in text.lower():
+    if folder is None and ("couldn't connect" in text.lower() or "offline" in text.lower()):
         return f"no such folder, and the hub cannot be reached; give a folder with the model's {CONFIG}"
     if "trust_remote_code" in text:
         return "it comes with Python code of its own: give --trust_remote_code if you trust whoever wrote it"
@@ -188,23 +187,25 @@ def _reason(error: Exception, folder: Path | None, part: str) -> str:
             "its file of weights holds Python objects beside tensors, which could run code when they are loaded: save "
             "the tensors alone, as model.safetensors, where you trust the file"
         )
-    if folder is not None and (known := _why_part(folder, part, text)):
+    if isinstance(error, ImportError):
+        return _short(text)
+    if folder is not None and next(folder.glob("*.gguf"), None) is None and (known := _why_part(folder, part, text)):
         return known
-    if isinstance(error, OSError | ImportError) or type(error) is ValueError:
+    if isinstance(error, OSError) or type(error) is ValueError:
         return _short(text)  # written for users
     return f"{PARTS[part]} ({type(error).__name__}: {_short(text)}): {AGAIN}, or see JUSTFORWARD_TRACEBACK=1"
 
 
 def _why_part(folder: Path, part: str, text: str) -> str | None:
     """What the files of a part tell of its failure."""
-    if part == "configuration" and (folder / CONFIG).is_file():
+    if part == "configuration":
         told = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         if told["model_type"] not in CONFIG_MAPPING and "auto_map" not in told:
             kind = f"models of type {told['model_type']!r}"
             return f"transformers {transformers.__version__} does not know {kind}: pip install -U transformers"
-    if part == "weights" and not (weight_files(folder) or next(folder.glob("*.gguf"), None)):
+    if part == "weights" and not weight_files(folder):
         return "has no weights, model.safetensors or pytorch_model.bin: download them"
-    if part != "tokenizer" or next(folder.glob("*.gguf"), None):
+    if part != "tokenizer":
         return None
     whole = folder / "tokenizer.json"
     if not whole.exists():
@@ -214,10 +215,14 @@ def _why_part(folder: Path, part: str, text: str) -> str | None:
         return f"its tokenizer is not whole, {pair[0]} is there alone: {AGAIN}" if len(pair) == 1 else None
     if found := damage(whole):
         return f"tokenizer.json {found}"
-    return (
-        f"tokenizer.json cannot be read by tokenizers {tokenizers.__version__} ({_short(text)}): it is damaged, or "
-        f"saved by another version: {AGAIN}, or pip install -U tokenizers transformers"
-    )
+    try:
+        tokenizers.Tokenizer.from_file(str(whole))
+    except Exception:  # the library has no other
+        return (
+            f"tokenizer.json cannot be read by tokenizers {tokenizers.__version__} ({_short(text)}): it is damaged, or "
+            f"saved by another version: {AGAIN}, or pip install -U tokenizers transformers"
+        )
+    return None
 
 
 def _short(text: str) -> str:

@@ -47,8 +47,11 @@ class Record:
 
 @dataclass
 class Table:
-    """One open file. shown: something in it shows that quotes enclose cells; doubtful: the first line with a cell in
-    quotes that needs none.
+    """One open file.
+
+    columns: their names, "" for one without; named: how many there are up to the last name; marked: the row that is
+    read has quotation marks; shown: something in the file shows that they enclose cells; doubtful: the first line with
+    a cell in quotes that needs none.
     """
 
     path: Path
@@ -56,16 +59,20 @@ class Table:
     quotes: bool | None
     is_row: IsRow
     columns: list[str] | None = None
+    named: int = 0
+    marked: bool = False
     shown: bool = False
     doubtful: int | None = None
 
     def rows(self, lines: Iterable[str], first: int) -> Rows:
         """The rows below the line of names. Raises ValueError, naming the lines, where they cannot be read."""
         for record in self._records(lines, first):
+            self.marked = any('"' in line for line in record.lines)
             if self.quotes is None and any(self.delimiter + '"' in self.delimiter + line for line in record.lines):
                 self._judge(record)
             if self.columns is None:
                 self.columns = self._names(record)
+                self.named = max((i for i, name in enumerate(self.columns, start=1) if name), default=0)
             else:
                 yield record.line, self._named(record.cells, f"{self.path}, line {record.line}")
         if self.doubtful is not None and not self.shown:
@@ -76,8 +83,14 @@ class Table:
 
     def _records(self, lines: Iterable[str], first: int) -> Iterator[Record]:
         kept: list[str] = []
+
+        def keep() -> Iterator[str]:
+            for line in lines:
+                kept.append(line)
+                yield line
+
         reader = csv.reader(
-            (kept.append(line) or line for line in lines),
+            keep(),
             delimiter=self.delimiter,
             quoting=csv.QUOTE_NONE if self.quotes is False else csv.QUOTE_MINIMAL,
             strict=True,  # a quote that is never closed would else take the rest of the file without a word
@@ -90,6 +103,7 @@ class Table:
                 line += len(kept)
                 kept.clear()
         except csv.Error as error:
+            self.marked = True
             taken = f"; the mark that opens takes lines {line} to {line + len(kept) - 1}" if len(kept) > 1 else ""
             what = str(error).replace("\t", r"\t")
             raise ValueError(
@@ -107,6 +121,11 @@ class Table:
                     f"{self.path}, line {record.line}: a quotation mark opens a cell there that takes lines "
                     f"{record.line} to {last} into one row: {_MENDS}"
                 )
+        elif self.columns is not None and len(plain[0]) == len(self.columns) != len(record.cells):
+            raise ValueError(
+                f"{self.path}, line {record.line}: a quotation mark takes delimiters into one cell, and without that "
+                f"there are as many cells as in the first line: {_MENDS}"
+            )
         elif self.delimiter == "\t":
             needed = any('""' in cell[1:-1] and cell.strip('"') for cell in plain[0])
             if self.columns is None or needed or len(plain[0]) != len(record.cells):
@@ -128,7 +147,7 @@ class Table:
         return next(csv.reader([line], delimiter=self.delimiter, quoting=csv.QUOTE_NONE))
 
     def _names(self, record: Record) -> list[str]:
-        """The columns' names; "" for those without one."""
+        """The columns' names, from the first line that is not blank."""
         names = [nfc(cell) if cell.strip() else "" for cell in record.cells]
         place = f"{self.path}, line {record.line}"
         for name in names:
@@ -145,14 +164,13 @@ class Table:
     def _named(self, cells: list[str], where: str) -> dict[str, str]:
         """The cells by name; cells without one must be empty where they stand behind all names."""
         assert self.columns is not None
-        names = [name for name in self.columns if name]
-        named = 1 + self.columns.index(names[-1]) if names else 0
-        if len(cells) < named or any(cell.strip() for cell in cells[len(self.columns) :]):
+        if len(cells) < self.named or any(cell.strip() for cell in cells[len(self.columns) :]):
+            names = [name for name in self.columns if name]
             raise ValueError(
                 f"{where}: {len(cells)} cells, and the first line names {len(names)} columns: {', '.join(names)} "
                 f"({self._on_delimiters()})"
             )
-        for cell in cells[named:]:
+        for cell in cells[self.named :]:
             if cell.strip():
                 raise ValueError(
                     f"{where}: the cell {cell!r} stands in a column without a name ({self._on_delimiters()}; or name "
@@ -166,7 +184,8 @@ class Table:
         return f"a cell with the delimiter in it stands in quotes{self._plainly()}"
 
     def _plainly(self) -> str:
-        return "; quotes = false in the task file: quotation marks are text" if self.quotes is None else ""
+        asked = self.quotes is None and self.marked
+        return "; quotes = false in the task file: quotation marks are text" if asked else ""
 
 
 _MENDS = (

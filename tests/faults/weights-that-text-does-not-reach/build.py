@@ -1,17 +1,14 @@
+from typing import Any
+
 import torch
 import transformers as hf
 from support.making import byte_level, fast
 
 tokenizer = fast(byte_level())
-text = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-text |= {
-    "intermediate_size": 32,
-    "max_position_embeddings": 512,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": 1,
-}
-vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+text: dict[str, Any] = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2}
+text |= {"num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 512}
+text |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+vision: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 vision |= {"image_size": 8, "patch_size": 4}
 torch.manual_seed(0)
 hf.GitForCausalLM(hf.GitConfig(vision_config=vision, **text)).save_pretrained("git")
