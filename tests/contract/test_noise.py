@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from justforward.noise import DISTRIBUTIONS, NoiseBackend, backend, noise_key, reference
+from justforward.noise import DISTRIBUTIONS, ROUNDINGS, NoiseBackend, backend, noise_key, reference
 
 BACKENDS: list = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 # Where Triton is installed, TRITON_INTERPRET=1 runs its kernel on the CPU.
@@ -151,6 +151,42 @@ def test_compensated_rounding_is_the_reference(noise, device, short, distributio
         weight, kept = of_bits(bits, short), torch.from_numpy(left)
         assert_same_bits(after, weight)
         assert torch.equal(residuals.cpu(), kept)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_given_values_are_added_and_rounded_as_drawn_ones(noise, device, dtype, rounding, size, start):
+    """Rademacher noise, which has random bits of its own for rounding, is what given values are held to."""
+    before = spread(size, dtype)
+    given = torch.from_numpy(np.float32(1e-3) * reference.rademacher(KEY, start, size)).to(device)
+    results = []
+    for move in ("add_", "move_"):
+        after = before.to(device, copy=True)
+        residual = torch.zeros(size, dtype=torch.int16, device=device) if dtype != torch.float32 else None
+        residual = residual if rounding == "compensated" else None
+        if move == "move_":
+            noise.move_(after, given, KEY, 0.01, start=start, rounding=rounding, residual=residual)
+        else:
+            residuals = [residual] if rounding == "compensated" else None
+            where = {"starts": start, "rounding": rounding, "residuals": residuals}
+            noise.add_([after], [KEY], 1e-3, 0.01, "rademacher", **where)
+        results.append((after.cpu(), residual))
+    assert_same_bits(results[1][0], results[0][0])
+    assert results[0][1] is None or torch.equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (torch.zeros(5), "values must be float32 of"),
+        (torch.zeros(6, dtype=torch.bfloat16), "values must be float32 of"),
+        (torch.zeros(12)[::2], "values must be contiguous"),
+    ],
+)
+def test_given_values_that_do_not_fit_are_refused(noise, device, values, message):
+    with pytest.raises(ValueError, match=message):
+        noise.move_(torch.zeros(6, device=device), values.to(device) if values.is_contiguous() else values, KEY)
 
 
 @pytest.mark.parametrize("rounding", ["stochastic", "compensated"])

@@ -73,6 +73,24 @@ class NoiseBackend(Protocol):
         """
         ...
 
+    def move_(
+        self,
+        tensor: torch.Tensor,
+        values: torch.Tensor,
+        key: int,
+        decay: float = 0.0,
+        *,
+        start: int = 0,
+        rounding: str = "nearest",
+        residual: torch.Tensor | None = None,
+    ) -> None:
+        """Given values in place of draws: p <- p * (1 - decay) + values, rounded as `add_` rounds.
+
+        `values` are contiguous float32 of the tensor's shape. key and start: of the random bits of stochastic rounding,
+        which are those of Rademacher noise. Raises ValueError as `add_` does, and for other values.
+        """
+        ...
+
     def fill_(self, tensor: torch.Tensor, key: int, start: int = 0, distribution: str = "gaussian") -> None:
         """Write z itself into the tensor. Raises ValueError as `add_` does."""
         ...

@@ -69,6 +69,27 @@ def updates(
     return result
 
 
+def move(
+    device: str,
+    tensor: torch.Tensor,
+    values: torch.Tensor,
+    key: int,
+    decay: float,
+    start: int,
+    rounding: str,
+    residual: torch.Tensor | None,
+) -> Update:
+    """The arguments of `NoiseBackend.move_`, checked."""
+    residuals = None if rounding != "compensated" else [residual]
+    (update,) = updates(device, [tensor], [key], 1.0, decay, start, rounding, residuals)
+    if values.shape != tensor.shape or values.dtype != torch.float32 or values.device != tensor.device:
+        is_now = f"{values.dtype} of {tuple(values.shape)} on {values.device}"
+        raise ValueError(f"values must be float32 of {tuple(tensor.shape)} on {tensor.device}, are {is_now}")
+    if not values.is_contiguous():
+        raise ValueError("values must be contiguous: call .contiguous() first")
+    return update
+
+
 def copies(
     device: str,
     outs: Sequence[torch.Tensor],

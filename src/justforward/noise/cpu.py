@@ -20,6 +20,7 @@ from justforward.noise.checks import (
     copies,
     is_binary,
     mark_written,
+    move,
     updates,
 )
 
@@ -59,6 +60,25 @@ class CpuNoise:
                 u.tensor.detach().copy_(copy)
         mark_written(tensors)
         mark_written(u.residual for u in todo if u.residual is not None)
+
+    def move_(
+        self,
+        tensor: torch.Tensor,
+        values: torch.Tensor,
+        key: int,
+        decay: float = 0.0,
+        *,
+        start: int = 0,
+        rounding: str = "nearest",
+        residual: torch.Tensor | None = None,
+    ) -> None:
+        """See `NoiseBackend.move_`."""
+        u = move("cpu", tensor, values, key, decay, start, rounding, residual)
+        memory = tensor if tensor.is_contiguous() else tensor.detach().contiguous()
+        _launch([_update(u, memory, rounding, binary=False, given=values)])
+        if memory is not tensor:
+            tensor.detach().copy_(memory)
+        mark_written([tensor] if residual is None else [tensor, residual])
 
     def fill_(self, tensor: torch.Tensor, key: int, start: int = 0, distribution: str = "gaussian") -> None:
         """See `NoiseBackend.fill_`."""
@@ -132,11 +152,13 @@ def load() -> CpuNoise:
     return noise
 
 
-def _update(update: Update, memory: torch.Tensor, rounding: str, binary: bool) -> list[int]:
+def _update(
+    update: Update, memory: torch.Tensor, rounding: str, binary: bool, given: torch.Tensor | None = None
+) -> list[int]:
     mode = kernels.NEAREST if memory.dtype == torch.float32 else MODES[rounding]
     return _row(
         memory, memory, update.key, update.start, binary,
-        scale=update.scale, keep=update.keep, mode=mode, residual=update.residual,
+        scale=update.scale, keep=update.keep, mode=mode, residual=update.residual, given=given,
     )  # fmt: skip
 
 
@@ -152,9 +174,10 @@ def _row(
     mode: int = kernels.NEAREST,
     residual: torch.Tensor | None = None,
     mirror: torch.Tensor | None = None,
+    given: torch.Tensor | None = None,
 ) -> list[int]:
     """A row of a launch's table, in the order of `kernels.COLUMNS`; `_pieces` cuts it up."""
-    addresses = [dst.data_ptr(), _address(mirror), src.data_ptr(), _address(residual)]
+    addresses = [dst.data_ptr(), _address(mirror), src.data_ptr(), _address(residual), _address(given)]
     return [*addresses, dst.numel(), key, start, _float_bits(keep), _float_bits(scale), KINDS[dst.dtype], mode, binary]
 
 
@@ -183,7 +206,13 @@ def _pieces(row: list[int], piece: int) -> list[list[int]]:
     if size <= piece:
         return [row]
     width = 4 if row[kernels.KIND] == kernels.FP32 else 2
-    steps = ((kernels.DST, width), (kernels.SRC, width), (kernels.MIRROR, width), (kernels.RESIDUAL, 2))
+    steps = (
+        (kernels.DST, width),
+        (kernels.SRC, width),
+        (kernels.MIRROR, width),
+        (kernels.RESIDUAL, 2),
+        (kernels.GIVEN, 4),
+    )
     cuts = []
     for at in range(0, size, piece):
         cut = list(row)

@@ -40,10 +40,10 @@ C0, C1, C2, C3 = reference.COS_COEFFICIENTS
 S0, S1, S2, S3 = reference.SIN_COEFFICIENTS
 FP16_NORMAL, FP16_BIAS = reference.FP16_NORMAL, reference.FP16_BIAS
 
-# Columns of a launch's table: addresses, counts of elements, fp32 numbers as bits, and flags. MIRROR and RESIDUAL are 0
-# where there is none.
-DST, MIRROR, SRC, RESIDUAL, SIZE, KEY, START, KEEP, SCALE, KIND, MODE, BINARY = range(12)
-COLUMNS = 12
+# Columns of a launch's table: addresses, counts of elements, fp32 numbers as bits, and flags. MIRROR, RESIDUAL and
+# GIVEN are 0 where there is none.
+DST, MIRROR, SRC, RESIDUAL, GIVEN, SIZE, KEY, START, KEEP, SCALE, KIND, MODE, BINARY = range(13)
+COLUMNS = 13
 
 jit = njit(nogil=True, cache=True)
 carray: Any = numpy_support.carray
@@ -82,28 +82,30 @@ def share(table, me, team):
         mirrored = n if row[MIRROR] != 0 else 0
         left = n if row[RESIDUAL] != 0 else 0
         residuals = carray(pointer(row[RESIDUAL]), (left,), np.int16)
+        given = carray(pointer(row[GIVEN]), (n if row[GIVEN] != 0 else 0,), np.float32)
         kind, mode, binary = np.int64(row[KIND]), np.int64(row[MODE]), row[BINARY] != 0
         apart = row[DST] != row[SRC]
         numbers = row[KEY], row[START], as_float(U(row[KEEP])), as_float(U(row[SCALE])), apart
         if kind == FP32:
             dst, src = carray(pointer(row[DST]), (n,), np.uint32), carray(pointer(row[SRC]), (n,), np.uint32)
             mirror = carray(pointer(row[MIRROR]), (mirrored,), np.uint32)
-            run(dst, mirror, src, residuals, kind, mode, binary, *numbers)
+            run(dst, mirror, src, residuals, given, kind, mode, binary, *numbers)
         else:
             dst2, src2 = carray(pointer(row[DST]), (n,), np.uint16), carray(pointer(row[SRC]), (n,), np.uint16)
             mirror2 = carray(pointer(row[MIRROR]), (mirrored,), np.uint16)
-            run(dst2, mirror2, src2, residuals, kind, mode, binary, *numbers)
+            run(dst2, mirror2, src2, residuals, given, kind, mode, binary, *numbers)
 
 
 @jit
-def run(dst, mirror, src, residuals, kind, mode, binary, key, start, keep, scale, apart):
+def run(dst, mirror, src, residuals, given, kind, mode, binary, key, start, keep, scale, apart):
     """One flat piece, from element `start` on: dst <- round(src * keep + scale * z), or round(z) if `mode` is FILL.
 
     dst and src are the bits of the weights (uint32 or uint16 of one length), not the same memory if `apart`: then one
     loop does for all, which LLVM would not make vectors of where it finds them the same. `kind` is their dtype; `mode`
     is the rounding, of which COMPENSATED reads and writes `residuals` (int16), and only NEAREST takes FP32; `binary`
     takes Rademacher signs for z. keep and scale are fp32, key and start uint64. mirror, where it is not empty, gets
-    round(src * keep - scale * z), to nearest, from the same draw.
+    round(src * keep - scale * z), to nearest, from the same draw. given (fp32), where it is not empty, is taken for z, and
+    then only the random bits of rounding are drawn.
     """
     words, chance = np.empty(GAUSSIAN_BLOCK, np.uint32), np.empty(GAUSSIAN_BLOCK, np.uint32)
     z = np.empty(GAUSSIAN_BLOCK, np.float32)
@@ -113,16 +115,18 @@ def run(dst, mirror, src, residuals, kind, mode, binary, key, start, keep, scale
     while done < size:
         first = np.int64(start) + done
         block = first // RADEMACHER_BLOCK if binary else first // GAUSSIAN_BLOCK
-        if block != drawn:
+        if block != drawn and not given.size:
             philox(words, block, key, Z_DOMAIN)
             drawn = block
-        if binary:
-            signs(z, words, U(first // GAUSSIAN_BLOCK % 32))
-        else:
-            normals(z, words)
         offset = first % GAUSSIAN_BLOCK
         count = min(GAUSSIAN_BLOCK - offset, size - done)
         values, end = z[offset : offset + count], done + count
+        if given.size:
+            values[:] = given[done:end]
+        elif binary:
+            signs(z, words, U(first // GAUSSIAN_BLOCK % 32))
+        else:
+            normals(z, words)
         if mirror.size:
             write(mirror[done:end], values, src[done:end], kind, keep, -scale)
         if mode == NEAREST and apart:
@@ -135,7 +139,7 @@ def run(dst, mirror, src, residuals, kind, mode, binary, key, start, keep, scale
             split_into(dst[done:end], residuals[done:end], values, kind)
         elif mode == STOCHASTIC:
             combine(values, src[done:end], kind, keep, scale)
-            if binary:
+            if binary or given.size:
                 philox(chance, first // GAUSSIAN_BLOCK, key, ROUNDING_DOMAIN)
             else:
                 spare_bits(chance, words)

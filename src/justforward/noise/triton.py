@@ -12,7 +12,16 @@ import numpy as np
 import torch
 
 from justforward.noise import reference
-from justforward.noise.checks import check_definition, check_draw, check_rows, copies, is_binary, mark_written, updates
+from justforward.noise.checks import (
+    check_definition,
+    check_draw,
+    check_rows,
+    copies,
+    is_binary,
+    mark_written,
+    move,
+    updates,
+)
 
 try:
     import triton  # pyright: ignore[reportMissingImports]
@@ -63,8 +72,13 @@ def _flip(x, word):
 
 
 @triton.jit
-def _write(dst, mirror, src, residuals, at, size, z, word, keep, scale, MODE: tl.constexpr, MIRROR: tl.constexpr):
+def _write(
+    dst, mirror, src, residuals, given, at, size, z, word, keep, scale,
+    MODE: tl.constexpr, MIRROR: tl.constexpr, GIVEN: tl.constexpr,
+):  # fmt: skip
     inside = (at >= 0) & (at < size)
+    if GIVEN:
+        z = tl.load(given + at, mask=inside, other=0.0)
     dtype = dst.dtype.element_ty
     if MODE == FILL:
         value = z
@@ -157,8 +171,8 @@ def _master(half, weight, residual, dtype: tl.constexpr):
 
 @triton.jit(do_not_specialize=["size", "start", "key_low", "key_high"])
 def _run(
-    dst, mirror, src, residuals, rows, size, start, key_low, key_high, keep, scale,
-    MODE: tl.constexpr, BINARY: tl.constexpr, ROWS: tl.constexpr, MIRROR: tl.constexpr, BLOCKS: tl.constexpr,
+    dst, mirror, src, residuals, given, rows, size, start, key_low, key_high, keep, scale, MODE: tl.constexpr,
+    BINARY: tl.constexpr, ROWS: tl.constexpr, MIRROR: tl.constexpr, GIVEN: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Elements of BLOCKS blocks of 256; a Rademacher block of 8192 is 32 of them under the same words.
 
@@ -183,7 +197,7 @@ def _run(
     k1 = zero + key_high.to(tl.uint32, bitcast=True)
     w0, w1, w2, w3 = tl.philox_impl(low, high, zero, zero, k0, k1, 10)
     r0, r1, r2, r3 = w0 ^ w1, w1, w2 ^ w3, w3
-    if BINARY and MODE == STOCHASTIC:
+    if (BINARY or GIVEN) and MODE == STOCHASTIC:
         index = block * LANES + lane
         low, high = index.to(tl.uint32), (index >> 32).to(tl.uint32)
         r0, r1, r2, r3 = tl.philox_impl(low, high, zero + ROUNDING_DOMAIN, zero, k0, k1, 10)
@@ -197,10 +211,10 @@ def _run(
         z0, z1 = _box_muller(w0, w1)
         z2, z3 = _box_muller(w2, w3)
     at = block * GAUSSIAN_BLOCK + lane - begin
-    _write(dst, mirror, src, residuals, at, size, z0, r0, keep, scale, MODE, MIRROR)
-    _write(dst, mirror, src, residuals, at + LANES, size, z1, r1, keep, scale, MODE, MIRROR)
-    _write(dst, mirror, src, residuals, at + 2 * LANES, size, z2, r2, keep, scale, MODE, MIRROR)
-    _write(dst, mirror, src, residuals, at + 3 * LANES, size, z3, r3, keep, scale, MODE, MIRROR)
+    _write(dst, mirror, src, residuals, given, at, size, z0, r0, keep, scale, MODE, MIRROR, GIVEN)
+    _write(dst, mirror, src, residuals, given, at + LANES, size, z1, r1, keep, scale, MODE, MIRROR, GIVEN)
+    _write(dst, mirror, src, residuals, given, at + 2 * LANES, size, z2, r2, keep, scale, MODE, MIRROR, GIVEN)
+    _write(dst, mirror, src, residuals, given, at + 3 * LANES, size, z3, r3, keep, scale, MODE, MIRROR, GIVEN)
 
 
 class TritonNoise:
@@ -232,6 +246,26 @@ class TritonNoise:
                 u.tensor.detach().copy_(flat)
         mark_written(tensors)
         mark_written(u.residual for u in todo if u.residual is not None)
+
+    def move_(
+        self,
+        tensor: torch.Tensor,
+        values: torch.Tensor,
+        key: int,
+        decay: float = 0.0,
+        *,
+        start: int = 0,
+        rounding: str = "nearest",
+        residual: torch.Tensor | None = None,
+    ) -> None:
+        """See `NoiseBackend.move_`."""
+        u = move(self.device, tensor, values, key, decay, start, rounding, residual)
+        flat = tensor.detach().contiguous()
+        mode = "nearest" if flat.dtype == torch.float32 else rounding
+        _launch(flat, flat, key, start, 1.0, u.keep, False, mode=mode, residual=residual, given=values.detach())
+        if not tensor.is_contiguous():
+            tensor.detach().copy_(flat)
+        mark_written([tensor] if residual is None else [tensor, residual])
 
     def fill_(self, tensor: torch.Tensor, key: int, start: int = 0, distribution: str = "gaussian") -> None:
         """See `NoiseBackend.fill_`."""
@@ -309,6 +343,7 @@ def _launch(
     residual: torch.Tensor | None = None,
     rows: torch.Tensor | None = None,
     mirror: torch.Tensor | None = None,
+    given: torch.Tensor | None = None,
 ) -> None:
     if dst.numel() == 0:
         return
@@ -320,7 +355,7 @@ def _launch(
     low, high = np.array([key], dtype="<u8").view("<i4").tolist()
     with torch.cuda.device(dst.device) if dst.is_cuda else torch.no_grad():
         _run[(programs,) if rows is None else (rows.numel(), programs)](  # pyright: ignore[reportIndexIssue]
-            dst, None if mirror is None else mirror.detach(), src, residual, rows, size, start, low, high,
+            dst, None if mirror is None else mirror.detach(), src, residual, given, rows, size, start, low, high,
             float(np.float32(keep)), float(np.float32(scale)), MODE=MODES[mode], BINARY=binary, ROWS=rows is not None,
-            MIRROR=mirror is not None, BLOCKS=BLOCKS, enable_fp_fusion=False,
+            MIRROR=mirror is not None, GIVEN=given is not None, BLOCKS=BLOCKS, enable_fp_fusion=False,
         )  # fmt: skip
