@@ -20,8 +20,12 @@ from justforward.models.loading import LoadedModel
 from justforward.models.recipe import ModelRecipe
 from justforward.models.tuning import TuningSettings, choose
 from justforward.optim import CounterNoise
+from justforward.optim.build import build
+from justforward.optim.directions.base import Directions
 from justforward.optim.distribution.offload import Offload, to_file
 from justforward.optim.distribution.ranks import join_cpu_ranks
+from justforward.optim.methods import get_method
+from justforward.optim.rules.base import Rule
 from justforward.scoring import ScoringEngine
 from justforward.scoring.evaluation import Evaluator
 from justforward.scoring.generation import GenerationSettings, Generator
@@ -145,9 +149,19 @@ class Assembly:
         batches_per_step = max(1, examples_per_step // size)
         return propose(probe, closures, names=names, batches_per_step=batches_per_step, samples=job.zo_samples)
 
+    def method(self) -> tuple[Directions, Rule]:
+        """Directions and rule, as given, else as --zo_method has them."""
+        job, method = self.job, get_method(self.job.zo_method)
+        names = ("rank", "refresh", "sparsity", "angle", "beta", "beta1", "beta2", "window")
+        given = {name: getattr(job, f"zo_{name}") for name in names}
+        directions = job.zo_directions or method.directions
+        defaults = {**method.settings, "distribution": job.zo_distribution}
+        return build(directions, job.zo_rule or method.rule, given, defaults)
+
     def mezo_settings(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """MeZO's arguments of the trainer; `record` is the job for the log."""
         job = self.job
+        noise, rule = self.method()
         return {
             "zo_eps": job.zo_eps,
             "zo_samples": job.zo_samples,
@@ -155,7 +169,9 @@ class Assembly:
             "zo_max_skipped": job.zo_max_skipped,
             "zo_rounding": job.zo_rounding,
             "zo_probe": job.zo_probe,
-            "noise": CounterNoise(job.zo_distribution),
+            "noise": noise,
+            "zo_sides": job.zo_sides,
+            "zo_rule": rule,
             "zo_direction_groups": job.zo_direction_groups,
             "zo_check_steps": job.zo_check_steps,
             "model_placed": job.zo_offload != "none",

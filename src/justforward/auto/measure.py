@@ -17,7 +17,7 @@ from torch import nn
 
 from justforward.auto.rules import LADDER, EpsProposal, RateProposal, propose_eps, propose_rate
 from justforward.optim import CounterNoise
-from justforward.optim.directions.dense import Direction
+from justforward.optim.directions.base import Direction
 from justforward.optim.probes.choose import choose_probe
 from justforward.optim.probes.closures import Closure
 from justforward.scoring import ScoringEngine

@@ -15,6 +15,7 @@ from justforward.command_line.checks import check, check_auto, name_task
 from justforward.command_line.job import JobArguments, job_specs
 from justforward.command_line.parser import build_parser, read_words, to_words
 from justforward.command_line.trainer_fields import AUTO, OUR_DEFAULTS, trainer_specs
+from justforward.optim.methods import get_method
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -90,8 +91,15 @@ def parse(argv: Sequence[str]) -> Parsed:
         own["num_dev"] = None
     auto = tuple(name for name in AUTO if "auto" in (own.get(name), trainers.get(name)))
     own, trainers = ({name: v for name, v in given.items() if name not in auto} for given in (own, trainers))
-    job = JobArguments(**own)
+    job = JobArguments(**{**_of_method(own), **own})
     training_kwargs = {**OUR_DEFAULTS, **trainers}
     check(job, training_kwargs)
     check_auto(job, training_kwargs, auto)
     return Parsed(job, training_kwargs, tuple(notes), auto)
+
+
+def _of_method(own: Mapping[str, Any]) -> dict[str, Any]:
+    """What the method says of arguments that every method has."""
+    method = get_method(own.get("zo_method", "mezo"))
+    names = ("distribution", "samples", "sides", "shaping", "eps")
+    return {f"zo_{name}": getattr(method, name) for name in names}

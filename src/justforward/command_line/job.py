@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any
 
 from justforward.command_line.trainer_fields import ArgumentSpec
+from justforward.optim.methods import METHODS
 
 DATA = "Task and data"
 MODEL = "Model"
@@ -147,6 +148,41 @@ class JobArguments:
         "an error if another job did.",
     )
 
+    zo_method: str = _arg(
+        MEZO,
+        "mezo",
+        "What a step is: a combination of the arguments below with the settings of its source (docs/estimators.md); "
+        "each of them can be given as well, and wins.",
+        choices=tuple(METHODS),
+    )
+    zo_directions: str | None = _arg(
+        MEZO,
+        None,
+        "Where directions come from: dense (a number for every weight), low_rank, subspace, sparse, cone. none: the "
+        "method's.",
+        choices=("dense", "low_rank", "subspace", "sparse", "cone"),
+    )
+    zo_rule: str | None = _arg(
+        MEZO,
+        None,
+        "What is made of the estimates: sgd, sign, momentum, adam, or moments rebuilt from the log of the last steps. "
+        "none: the method's.",
+        choices=("sgd", "sign", "momentum", "adam", "rebuilt_momentum", "rebuilt_adam"),
+    )
+    zo_sides: int = _arg(
+        MEZO,
+        2,
+        "2: two forward passes for every direction, on both sides of the weights. 1: one for every direction, and one "
+        "at the weights.",
+    )
+    zo_rank: int | None = _arg(MEZO, None, "Of low_rank and subspace: the rank. none: the method's, as below.")
+    zo_refresh: int | None = _arg(MEZO, None, "Of low_rank and subspace: steps until a new subspace is drawn.")
+    zo_sparsity: float | None = _arg(MEZO, None, "Of sparse: the share of weights that are left alone.")
+    zo_angle: float | None = _arg(MEZO, None, "Of cone: its half angle around the momentum, in radians.")
+    zo_beta: float | None = _arg(MEZO, None, "Of cone: decay of the momentum.")
+    zo_beta1: float | None = _arg(MEZO, None, "Of momentum and adam, rebuilt or not: decay of the first moment.")
+    zo_beta2: float | None = _arg(MEZO, None, "Of adam, rebuilt or not: decay of the second moment.")
+    zo_window: int | None = _arg(MEZO, None, "Of rebuilt moments: steps that they are made of.")
     zo_eps: float = _arg(
         MEZO,
         1e-3,
@@ -168,9 +204,10 @@ class JobArguments:
     zo_shaping: str = _arg(
         MEZO,
         "none",
-        "What a step differences: the losses (none), their ranks, or their z-scores among the step's probes. The "
-        "latter help with coarse metrics (non_diff) and want another learning rate.",
-        choices=("none", "rank", "zscore"),
+        "What a step differences: the losses (none), their ranks or z-scores among the step's probes, or the losses "
+        "over their deviation; second_moment divides by the root of the projected gradients' mean square so far. All "
+        "but none want another learning rate; ranks and z-scores help with coarse metrics (non_diff).",
+        choices=("none", "rank", "zscore", "deviation", "second_moment"),
     )
     zo_distribution: str = _arg(
         MEZO,

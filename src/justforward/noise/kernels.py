@@ -104,8 +104,8 @@ def run(dst, mirror, src, residuals, given, kind, mode, binary, key, start, keep
     loop does for all, which LLVM would not make vectors of where it finds them the same. `kind` is their dtype; `mode`
     is the rounding, of which COMPENSATED reads and writes `residuals` (int16), and only NEAREST takes FP32; `binary`
     takes Rademacher signs for z. keep and scale are fp32, key and start uint64. mirror, where it is not empty, gets
-    round(src * keep - scale * z), to nearest, from the same draw. given (fp32), where it is not empty, is taken for z, and
-    then only the random bits of rounding are drawn.
+    round(src * keep - scale * z), to nearest, from the same draw. given (fp32), where it is not empty, is taken
+    for z; then only the random bits of rounding are drawn.
     """
     words, chance = np.empty(GAUSSIAN_BLOCK, np.uint32), np.empty(GAUSSIAN_BLOCK, np.uint32)
     z = np.empty(GAUSSIAN_BLOCK, np.float32)

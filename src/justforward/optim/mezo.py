@@ -10,6 +10,7 @@ Face Trainer come for free: the same z serves all micro-batches of a step, and t
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
@@ -19,13 +20,18 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from justforward.noise import ROUNDING_VERSION, ROUNDINGS
-from justforward.optim.directions.dense import CounterNoise, Direction, NoiseSource
+from justforward.optim.directions.base import Direction, Directions, NoiseSource, Place
+from justforward.optim.directions.dense import CounterNoise
 from justforward.optim.distribution.ranks import Ranks
 from justforward.optim.log import TrajectoryWriter
 from justforward.optim.probes.choose import choose_probe
-from justforward.optim.probes.closures import Closure, PairedClosure
-from justforward.optim.rules.estimate import SHAPINGS, Estimate, make_estimate
-from justforward.optim.rules.sgd import Move, moves
+from justforward.optim.probes.closures import Closure, Loss, PairedClosure
+from justforward.optim.rules.base import Rule
+from justforward.optim.rules.estimate import FEWEST, SHAPINGS, Estimate, make_estimate, over_second_moment
+from justforward.optim.rules.stateless import SGD
+from justforward.optim.update import Move, Moved, Update, check_update, moves, state_bytes
+
+logger = logging.getLogger(__name__)
 
 
 class DivergenceError(RuntimeError):
@@ -44,15 +50,20 @@ class MeZO(torch.optim.Optimizer):
         weight_decay: decoupled from the estimate: theta <- theta - lr weight_decay theta.
         seed: seed of all directions; with the log of projected gradients it is the whole run.
         samples: directions per step (n-SPSA): twice as many forward passes, a less noisy step.
-        shaping: how the 2 `samples` losses of a step become numbers to difference: "none"; "rank", their centred ranks
-            in [-1/2, 1/2]; "zscore", in units of their standard deviation. Both make the step independent of the
-            loss's scale, and need another learning rate.
+        sides: 2 probes theta + eps z and theta - eps z for every direction; 1 probes theta once and theta + eps z for
+            every direction, `samples` + 1 forward passes.
+        shaping: how the losses of a step become numbers to difference: "none"; "rank", their centred ranks in
+            [-1/2, 1/2]; "zscore", in units of their standard deviation from their mean; "deviation", over their
+            standard deviation; "second_moment": projected gradients over the root of their mean square so far. All but
+            "none" make the step independent of the loss's scale, and need another learning rate.
         model: the module that owns the parameters. With it, weights of any size and dtype are probed exactly.
         probe: "auto", "paired", "just_in_time", "copy" or "in_place"; see `justforward.optim.probes.choose`.
         rounding: how updates of 16-bit weights are rounded: "stochastic" (unbiased, no memory), "nearest" (loses most
             of what is smaller than half a unit in the last place) or "compensated" (what is lost is kept, 2 bytes per
             weight: weight and residual are a float32 master). float32 weights are rounded to nearest.
-        noise: where z comes from; a `CounterNoise` or anything with its `add_`.
+        noise: where z comes from: one of `justforward.optim.directions`, or anything with `CounterNoise`'s `add_`.
+        rule: what is made of the estimates: one of `justforward.optim.rules`; None for SGD. Other rules, and directions
+            other than `CounterNoise`, take weights that ranks do not share.
         max_skipped: a step whose loss is not finite is skipped; so many in a row raise DivergenceError.
         direction_groups: under torch.distributed, into how many groups the ranks are split; each group probes its
             share of the directions, and the ranks of a group average their losses. At most `samples`.
@@ -74,11 +85,13 @@ class MeZO(torch.optim.Optimizer):
         *,
         seed: int = 0,
         samples: int = 1,
+        sides: int = 2,
         shaping: str = "none",
         model: torch.nn.Module | None = None,
         probe: str = "auto",
         rounding: str = "stochastic",
         noise: NoiseSource | None = None,
+        rule: Rule | None = None,
         max_skipped: int = 20,
         direction_groups: int = 1,
         check_every: int = 0,
@@ -95,6 +108,15 @@ class MeZO(torch.optim.Optimizer):
             raise ValueError(f"unknown rounding '{rounding}'; known: {', '.join(ROUNDINGS)}")
         if shaping not in SHAPINGS:
             raise ValueError(f"unknown shaping '{shaping}'; known: {', '.join(SHAPINGS)}")
+        if sides not in (1, 2):
+            raise ValueError(f"sides must be 1 or 2, got {sides}")
+        if shaping == "deviation" and sides * samples < 2:
+            raise ValueError("the deviation of one loss is nothing to divide by: give more samples, or two sides")
+        if shaping == "zscore" and sides * samples < FEWEST:
+            logger.warning(
+                "z-scores of %d losses hardly depend on what they are: give at least %d samples",
+                sides * samples, -(-FEWEST // sides),
+            )  # fmt: skip
         if not 1 <= direction_groups <= samples:
             raise ValueError(f"direction_groups must be from 1 to samples ({samples}), got {direction_groups}")
         super().__init__(_trainable(params), {"lr": lr, "eps": eps, "weight_decay": weight_decay})
@@ -102,11 +124,12 @@ class MeZO(torch.optim.Optimizer):
             if "param_names" not in group:
                 raise ValueError("MeZO needs names, which seed the noise: pass model.named_parameters()")
         self.noise = noise if noise is not None else CounterNoise()
-        self.probe = choose_probe(
-            probe, model, [pair for group in self.param_groups for pair in _named(group)], self.noise
-        )
-        self.rounding = rounding if isinstance(self.noise, CounterNoise) else "nearest"
-        self.samples, self.shaping = samples, shaping
+        self.rule = rule if rule is not None else SGD()
+        pairs = [pair for group in self.param_groups for pair in _named(group)]
+        self.probe = choose_probe(probe, model, pairs, self.noise)
+        check_update(pairs, self.noise, self.rule, self.probe.name)
+        self.rounding = rounding if isinstance(self.noise, Directions) else "nearest"
+        self.samples, self.sides, self.shaping = samples, sides, shaping
         self.max_skipped = max_skipped
         self.direction_groups, self.check_every = direction_groups, check_every
         # Kept under one string key of `state`: it is saved, restored and copied like any optimiser's state.
@@ -118,7 +141,6 @@ class MeZO(torch.optim.Optimizer):
             "zero": 0,
         }
         if self.rounding == "compensated":
-            pairs = [pair for group in self.param_groups for pair in _named(group)]
             halves = [(name, p) for name, p in pairs if p.element_size() == 2]
             self._progress["residuals"] = {name: torch.zeros_like(p, dtype=torch.int16) for name, p in halves}
         self.trajectory: TrajectoryWriter | None = None
@@ -128,6 +150,13 @@ class MeZO(torch.optim.Optimizer):
     @property
     def _progress(self) -> dict[str, Any]:
         return cast(Any, self.state)["mezo"]
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes kept from step to step beside the weights."""
+        pairs = [pair for group in self.param_groups for pair in _named(group)]
+        residuals = sum(2 * residual.numel() for residual in self._progress.get("residuals", {}).values())
+        return residuals + (state_bytes(pairs, self.noise, self.rule) if isinstance(self.noise, Directions) else 0)
 
     @property
     def steps_done(self) -> int:
@@ -146,11 +175,11 @@ class MeZO(torch.optim.Optimizer):
 
     @torch.no_grad()
     def estimate(self, closure: Closure, weight: float = 1.0, *, paired: PairedClosure | None = None) -> Estimate:
-        """Probe the loss on both sides of theta; `step()` will apply the result.
+        """Probe the loss along the step's directions; `step()` will apply the result.
 
         Args:
-            closure: evaluates the loss at the current weights, a float or a scalar tensor. It is called twice and
-                must be deterministic: dropout off, the same batch.
+            closure: evaluates the loss at the current weights, a float or a scalar tensor. It is called several times
+                and must be deterministic: dropout off, the same batch.
             weight: weight of this loss among the estimates of the same step (the number of items it averages).
             paired: evaluates the closure's batch twice over in one forward: [2], the losses of the first and the second
                 half of the doubled batch. Used by the probe "paired", where it measures what `closure` does.
@@ -161,7 +190,13 @@ class MeZO(torch.optim.Optimizer):
         """
         own = Ranks.current(self.direction_groups).directions(self.samples)
         directions = map(self._direction, own)
-        losses = [value for direction in directions for value in self.probe.losses(direction, closure, paired)]
+        losses: list[Loss] = []
+        base = closure() if self.sides == 1 else None
+        for direction in directions:
+            if base is None:
+                losses += self.probe.losses(direction, closure, paired)
+            else:
+                losses += [self.probe.plus(direction, closure), base]
         # One transfer for all: no host synchronisation stands between the probes.
         values = torch.stack([torch.as_tensor(loss).detach() for loss in losses]).double().tolist()
         for place, i in enumerate(own):
@@ -216,6 +251,10 @@ class MeZO(torch.optim.Optimizer):
         self._progress.update(step=0, skipped=0, skipped_in_a_row=0, zero=0)
         for residual in self._progress.get("residuals", {}).values():
             residual.zero_()
+        for name in ("kept", "history", "second_moment", "directions"):
+            self._progress.pop(name, None)
+        if isinstance(self.noise, Directions):
+            self.noise.load_state({})
         self._clear()
 
     def describe(self) -> dict[str, Any]:
@@ -226,6 +265,7 @@ class MeZO(torch.optim.Optimizer):
             "shaping": self.shaping,
             "noise": self.noise.version,
             "rounding": f"{self.rounding} {ROUNDING_VERSION}",
+            **self._method(),
             "groups": [{k: group[k] for k in ("eps", "weight_decay")} for group in self.param_groups],
             "parameters": [
                 [name, list(p.shape), str(p.dtype).removeprefix("torch."), i]
@@ -233,6 +273,21 @@ class MeZO(torch.optim.Optimizer):
                 for name, p in _named(group)
             ],
         }
+
+    def _method(self) -> dict[str, Any]:
+        """What of the header a run of plain MeZO does not have."""
+        found: dict[str, Any] = {} if self.sides == 2 else {"sides": self.sides}
+        if isinstance(self.noise, Directions) and not isinstance(self.noise, CounterNoise):
+            found["directions"] = {"name": self.noise.name, **self.noise.describe()}
+        if not isinstance(self.rule, SGD):
+            found["rule"] = {"name": self.rule.name, **self.rule.describe()}
+        return found
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As any optimiser's; directions that keep something take it from there."""
+        super().load_state_dict(state_dict)
+        if isinstance(self.noise, Directions) and "directions" in self._progress:
+            self.noise.load_state(self._progress["directions"])
 
     def _finish_step(self) -> None:
         assert self.last is not None
@@ -246,14 +301,43 @@ class MeZO(torch.optim.Optimizer):
         self._pending = [0.0] * (2 * self.samples + 1)  # sums of weight * loss, per probe, and of weight
 
     def _measured(self, values: list[float]) -> Estimate:
-        return make_estimate(values, eps=self.param_groups[0]["eps"], shaping=self.shaping)
+        return make_estimate(values, eps=self.param_groups[0]["eps"], shaping=self.shaping, sides=self.sides)
 
     def _apply(self, measured: Estimate) -> None:
         progress = self._progress
         progress["skipped_in_a_row"] = 0
         progress["zero"] += not any(measured.projected_grads)
-        for move in moves(self.param_groups, measured.projected_grads):
+        grads = measured.projected_grads
+        if self.shaping == "second_moment":
+            grads = over_second_moment(progress.setdefault("second_moment", {}), grads)
+        if isinstance(self.noise, Directions) and not self._is_plain:
+            self._update(self.noise, grads)
+            return
+        for move in moves(self.param_groups, grads):
             self._add(move)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether a step is one fused pass of noise over the weights."""
+        return isinstance(self.rule, SGD) and isinstance(self.noise, CounterNoise)
+
+    def _update(self, directions: Directions, grads: Sequence[float]) -> None:
+        """A step of other directions, or of a rule that keeps something."""
+        progress = self._progress
+        history = progress.setdefault("history", [])
+        history.append((progress["step"], tuple(grads)))
+        del history[: -self.rule.window]
+        groups, eps = self.param_groups, self.param_groups[0]["eps"]
+        moved = [
+            Moved(name, p, float(g["lr"]), float(g["lr"]) * g["weight_decay"], eps / g["eps"])
+            for g in groups
+            for name, p in _named(g)
+        ]
+        update = Update(directions, self.rule, self.rounding, progress.setdefault("kept", {}))
+        update.apply(moved, progress["seed"], history, progress.get("residuals", {}))
+        named = [(one.name, one.p) for one in moved]
+        directions.learn(named, Place(progress["seed"], progress["step"], 0), grads)
+        progress["directions"] = directions.state()
 
     def _skip(self, estimate: Estimate) -> None:
         state = self._progress

@@ -26,6 +26,7 @@ from transformers import EvalPrediction, Trainer, TrainingArguments
 from justforward.optim import Estimate, MeZO, NoiseSource
 from justforward.optim.distribution.ranks import Ranks
 from justforward.optim.distribution.shards import is_sharded, shard
+from justforward.optim.rules.base import Rule
 from justforward.scoring import ScoringEngine
 from justforward.training.checkpoint_trainer import CheckpointMixin
 from justforward.training.objectives import Batch, Example, Measured, Objective, ScoredObjective
@@ -50,7 +51,9 @@ class MeZOMixin(TrajectoryMixin):
     Args:
         zo_eps: size of the probe.
         zo_samples: directions per step.
-        zo_shaping: "none", "rank" or "zscore"; see MeZO.
+        zo_sides: 2 or 1; see MeZO.
+        zo_shaping: what a step differences; see MeZO.
+        zo_rule: what is made of the estimates; None for SGD.
         zo_max_skipped: so many steps in a row with a loss that is not finite end the training.
         zo_rounding: how updates of 16-bit weights are rounded; see MeZO.
         zo_probe: how weights are moved to measure; see MeZO. With torch_compile "auto" is "copy": compiled models read
@@ -69,7 +72,9 @@ class MeZOMixin(TrajectoryMixin):
         *args: Any,
         zo_eps: float = 1e-3,
         zo_samples: int = 1,
+        zo_sides: int = 2,
         zo_shaping: str = "none",
+        zo_rule: Rule | None = None,
         zo_max_skipped: int = 20,
         zo_rounding: str = "stochastic",
         zo_probe: str = "auto",
@@ -83,7 +88,9 @@ class MeZOMixin(TrajectoryMixin):
         self.mezo_settings: dict[str, Any] = {
             "eps": zo_eps,
             "samples": zo_samples,
+            "sides": zo_sides,
             "shaping": zo_shaping,
+            "rule": zo_rule,
             "max_skipped": zo_max_skipped,
             "rounding": zo_rounding,
             "probe": zo_probe,

@@ -15,8 +15,11 @@ from tqdm import tqdm
 from justforward.models.loading import LoadedModel
 from justforward.models.recipe import ModelRecipe
 from justforward.noise import DISTRIBUTIONS, NOISE_VERSION, ROUNDING_VERSION
-from justforward.optim import CounterNoise, MeZO
+from justforward.optim import MeZO
+from justforward.optim.build import from_header
+from justforward.optim.directions.base import Directions
 from justforward.optim.log import FILE_NAME, Layout, LogError, Trajectory, read
+from justforward.optim.rules.base import Rule
 from justforward.results.files import write_text
 from justforward.trajectory.recording import apply_steps, count_skipped, fingerprint, groups_of
 
@@ -53,7 +56,7 @@ def replay(
         raise ValueError(f"--to {to}: {log.path} holds {len(log.steps)} steps; give a number from 0 to that")
     header = log.header
     recipe = _recipe(log, model_name)
-    distribution = _distribution(log)
+    noise, rule = _method(log)
     loaded = recipe.build(device=device)
     if fingerprint(loaded.model) != header["base"]:
         raise ValueError(
@@ -65,7 +68,10 @@ def replay(
         seed=header["seed"],
         samples=header["samples"],
         rounding=header["rounding"].split()[0],
-        noise=CounterNoise(distribution),
+        sides=header.get("sides", 2),
+        shaping="second_moment" if header["shaping"] == "second_moment" else "none",
+        noise=noise,
+        rule=rule,
     )
     with tqdm(total=to, desc="replay", unit=" steps", disable=quiet) as bar:
         apply_steps(mezo, header, log.steps[:to], progress=bar.update)
@@ -93,14 +99,16 @@ def _recipe(log: Trajectory, model_name: str | None) -> ModelRecipe:
     return made if model_name is None else dataclasses.replace(made, model_name=model_name)
 
 
-def _distribution(log: Trajectory) -> str:
-    noise, rounding = log.header["noise"], log.header["rounding"].split()[1]
+def _method(log: Trajectory) -> tuple[Directions, Rule]:
+    """The run's directions and rule. Raises LogError where this version's are others."""
+    header, rounding = log.header, log.header["rounding"].split()[1]
     for distribution in DISTRIBUTIONS:
-        if noise == f"{NOISE_VERSION}-{distribution}" and rounding == ROUNDING_VERSION:
-            return distribution
+        noise, rule = from_header(header, distribution)
+        if noise.version == header["noise"] and rounding == ROUNDING_VERSION:
+            return noise, rule
     raise LogError(
-        f"{log.path}: its noise is {noise} with rounding {rounding}, and this version draws {NOISE_VERSION} with "
-        f"{ROUNDING_VERSION}: replay it with justforward {log.header['version']}"
+        f"{log.path}: its noise is {header['noise']} with rounding {rounding}, and this version draws {NOISE_VERSION} "
+        f"with {ROUNDING_VERSION}: replay it with justforward {header['version']}"
     )
 
 

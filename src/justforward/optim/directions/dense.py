@@ -1,46 +1,28 @@
-"""Where a step's direction z comes from: regenerated from its seed for every pass, never stored."""
+"""A z of its own for every weight, as MeZO has it."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from justforward.noise import NOISE_VERSION, backend, noise_key
+from justforward.optim.directions.base import DIRECTIONS, Directions, Place, as_matrix
 from justforward.optim.distribution.shards import pieces
 
 
-class NoiseSource(Protocol):
-    """Adds a direction z, or any multiple of it, to parameters."""
-
-    version: str
-    """Names the definition of z: equal versions, seeds and names give equal z."""
-
-    def add_(
-        self,
-        parameters: Sequence[tuple[str, Tensor]],
-        *,
-        seed: int,
-        step: int,
-        sample: int,
-        scales: Sequence[float],
-        decays: Sequence[float],
-    ) -> None:
-        """In place, for every named parameter: p <- p * (1 - decay) + scale * z(seed, step, sample, name)."""
-        ...
-
-
+@DIRECTIONS.register("dense")
 @dataclass
-class CounterNoise:
+class CounterNoise(Directions):
     """z as a function of (seed, step, sample, parameter name, element index): the same bits on every device.
 
     distribution: "gaussian", the paper's, or "rademacher" (+1 or -1), several times cheaper to draw.
     """
+
+    name = "dense"
 
     distribution: str = "gaussian"
     version: str = field(init=False)
@@ -84,49 +66,49 @@ class CounterNoise:
                 residuals=None if residuals is None else [rest for *_, rest in moved],
             )
 
+    def values(self, name: str, p: Tensor, place: Place, rows: slice | Tensor) -> Tensor:
+        """See Directions."""
+        width = as_matrix(p).shape[1]
+        if isinstance(rows, slice):
+            z = torch.empty((rows.stop - rows.start, width), device=p.device)
+            backend(p.device).fill_(z, noise_key(*place, name), rows.start * width, self.distribution)
+            return z
+        z = torch.empty((len(rows), width), device=p.device)
+        zero = torch.zeros((), device=p.device).expand(p.shape[0], width).contiguous()
+        backend(p.device).perturb_rows(z, zero, rows, noise_key(*place, name), 1.0, self.distribution)
+        return z
 
-@dataclass
-class Perturbation:
-    """What all modules compute with during one probe.
+    def perturb_many(
+        self,
+        outs: Sequence[Tensor],
+        tensors: Sequence[Tensor],
+        wholes: Sequence[tuple[str, Tensor]],
+        place: Place,
+        scales: Sequence[float],
+        first: int = 0,
+        mirrors: Sequence[Tensor] | None = None,
+    ) -> None:
+        """See Directions; one launch, and both signs from one draw."""
+        backend(tensors[0].device).perturb_many(
+            outs,
+            tensors,
+            [noise_key(*place, name) for name, _ in wholes],
+            scales,
+            starts=[first * as_matrix(p).shape[1] for _, p in wholes],
+            distribution=self.distribution,
+            mirrors=mirrors,
+        )
 
-    keys, scales: by parameter name, the noise key and eps times the sign (of the first half, if `paired`);
-    reached: names of parameters whose owner was called; moved: perturbed copies of parameters of few elements.
-    """
-
-    keys: dict[str, int]
-    scales: dict[str, float]
-    distribution: str
-    paired: bool
-    reached: set[str] = field(default_factory=set)
-    moved: list[dict[str, Tensor]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Direction:
-    """One z, scaled: theta + sign * eps * z for the named parameters; eps holds one number per parameter."""
-
-    parameters: Sequence[tuple[str, Tensor]]
-    eps: Sequence[float]
-    noise: NoiseSource
-    seed: int
-    step: int
-    sample: int
-
-    def add_(self, sign: float) -> None:
-        """Move all parameters, in place."""
-        scales = [sign * eps for eps in self.eps]
-        decays = [0.0] * len(scales)
-        where = {"seed": self.seed, "step": self.step, "sample": self.sample}
-        self.noise.add_(self.parameters, **where, scales=scales, decays=decays)
-
-    def only(self, names: set[str]) -> Direction:
-        """The same direction in the parameters of these names, and none in the others."""
-        kept = [i for i, (name, _) in enumerate(self.parameters) if name in names]
-        return dataclasses.replace(self, parameters=[self.parameters[i] for i in kept], eps=[self.eps[i] for i in kept])
-
-    def perturbation(self, sign: float, *, paired: bool = False) -> Perturbation:
-        """What modules compute with at theta + sign * eps * z."""
-        assert isinstance(self.noise, CounterNoise)
-        keys = {name: noise_key(self.seed, self.step, self.sample, name) for name, _ in self.parameters}
-        scales = {name: sign * eps for (name, _), eps in zip(self.parameters, self.eps, strict=True)}
-        return Perturbation(keys, scales, self.noise.distribution, paired)
+    def perturb_rows(
+        self,
+        out: Tensor,
+        weight: tuple[str, Tensor],
+        rows: Tensor,
+        place: Place,
+        scale: float,
+        mirror: Tensor | None = None,
+    ) -> None:
+        """See Directions."""
+        name, p = weight
+        key = noise_key(*place, name)
+        backend(p.device).perturb_rows(out, p.detach(), rows, key, scale, self.distribution, mirror=mirror)

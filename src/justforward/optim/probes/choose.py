@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from justforward.optim.directions.dense import CounterNoise, NoiseSource
+from justforward.optim.directions.base import Directions, NoiseSource
 from justforward.optim.probes.just_in_time import JustInTimeProbe
 from justforward.optim.probes.moving import CopyProbe, InPlaceProbe
 from justforward.optim.probes.sharded import ShardedProbe
@@ -39,7 +39,7 @@ def choose_probe(
         if name not in ("auto", "copy"):
             raise ValueError(f"the probe '{name}' takes no sharded weights: use 'auto' or 'copy'")
         return ShardedProbe(model, parameters) if name == "auto" else CopyProbe()
-    possible = model is not None and isinstance(noise, CounterNoise) and all(p.is_contiguous() for _, p in parameters)
+    possible = model is not None and isinstance(noise, Directions) and all(p.is_contiguous() for _, p in parameters)
     if name == "auto":
         small = sum(p.numel() * p.element_size() for _, p in parameters) <= SMALL
         if small and possible and model is not None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from justforward.optim.directions.dense import Direction
+from justforward.optim.directions.base import Direction
 from justforward.optim.probes.closures import Closure, Loss, PairedClosure, close
 from justforward.optim.probes.modules import JustInTime, NotPaired, Reads
 from justforward.optim.probes.moving import CopyProbe, pristine
@@ -55,24 +55,33 @@ class JustInTimeProbe:
         """The losses at theta + eps z and theta - eps z."""
         if self.copies and (paired is None or self.pairs is False):
             return CopyProbe().losses(direction, closure)
+        if not self._apart(direction, closure).parameters and paired is not None:
+            if self.pairs is None:
+                self.pairs = self._try_pair(direction, closure, paired)
+            if self.pairs:
+                return self._pair(direction, paired)
+        return self._side(direction, 1.0, closure), self._side(direction, -1.0, closure)
+
+    def plus(self, direction: Direction, closure: Closure) -> Loss:
+        """The loss at theta + eps z."""
+        return CopyProbe().plus(direction, closure) if self.copies else self._side(direction, 1.0, closure)
+
+    def _apart(self, direction: Direction, closure: Closure) -> Direction:
+        """The part of a direction that cannot be made just in time, once the first forward has been watched."""
         if self.reached is None:
             self._watch(direction, closure)
             self._verify(direction, closure)
         assert self.reached is not None
-        rest = direction.only({name for name, _ in direction.parameters} - self.reached)
-        if rest.parameters:
-            moved = direction.only(self.reached)
-            with pristine([p for _, p in rest.parameters]) as restore:
-                rest.add_(1.0)
-                plus = self._at(moved, 1.0, closure)
-                restore()
-                rest.add_(-1.0)
-                return plus, self._at(moved, -1.0, closure)
-        if paired is not None and self.pairs is None:
-            self.pairs = self._try_pair(direction, closure, paired)
-        if paired is not None and self.pairs:
-            return self._pair(direction, paired)
-        return self._at(direction, 1.0, closure), self._at(direction, -1.0, closure)
+        return direction.only({name for name, _ in direction.parameters} - self.reached)
+
+    def _side(self, direction: Direction, sign: float, closure: Closure) -> Loss:
+        rest = self._apart(direction, closure)
+        if not rest.parameters:
+            return self._at(direction, sign, closure)
+        assert self.reached is not None
+        with pristine([p for _, p in rest.parameters]):
+            rest.add_(sign)
+            return self._at(direction.only(self.reached), sign, closure)
 
     def _at(self, direction: Direction, sign: float, closure: Closure) -> Loss:
         with self.modules.perturbed(direction.perturbation(sign)):

@@ -18,14 +18,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from justforward.noise import backend
-from justforward.optim.directions.dense import Perturbation
+from justforward.optim.directions.base import CHUNK, Perturbation
 from justforward.optim.scored_head import ScoredLinear, float32_linear
 
 logger = logging.getLogger(__name__)
-
-CHUNK = 5 << 19
-"""Elements of a weight that are perturbed at a time: 10 MB of float32 stay in cache until they are multiplied."""
 
 FEW = 1 << 16
 """Weights of at most so many elements (norms, biases) are perturbed all at once, before the forward begins: a launch of
@@ -60,7 +56,7 @@ class JustInTime:
 
         Unless paired, parameters of few elements have perturbed copies in their place throughout.
         """
-        few = {name: p for name, p in self.few.items() if name in by.keys}
+        few = {name: p for name, p in self.few.items() if name in by.scales}
         by.moved = moved_copies(self.scratch, few, by)
         originals = {name: p.data for name, p in few.items()}
         installed: list[_Module] = []
@@ -81,11 +77,11 @@ class JustInTime:
 
 
 def moved_copies(
-    scratch: Scratch, tensors: dict[str, Tensor], by: Perturbation, *, start: int = 0, use: int = 0
+    scratch: Scratch, tensors: dict[str, Tensor], by: Perturbation, *, first: int = 0, use: int = 0
 ) -> list[dict[str, Tensor]]:
     """In scratch, theta + eps z of the named tensors and, paired, theta - eps z too.
 
-    start: the number of their first element, where they are pieces of parameters; use: which buffers of the scratch.
+    first: the number of their first row, where they are pieces of parameters; use: which buffers of the scratch.
     """
     signs = 2 if by.paired else 1
     if not tensors:
@@ -102,13 +98,13 @@ def moved_copies(
             result[sign][name], left[t.device, t.dtype] = flat[: t.numel()].view(t.shape), flat[t.numel() :]
     for device in {t.device for t in tensors.values()}:
         here = [name for name, t in tensors.items() if t.device == device]
-        backend(device).perturb_many(
+        by.directions.perturb_many(
             [result[0][n] for n in here],
             [tensors[n].detach() for n in here],
-            [by.keys[n] for n in here],
+            [(n, by.wholes[n]) for n in here],
+            by.place,
             [by.scales[n] for n in here],
-            starts=start,
-            distribution=by.distribution,
+            first,
             mirrors=[result[1][n] for n in here] if by.paired else None,
         )
     return result
@@ -133,16 +129,17 @@ class Scratch:
 class _Module:
     """One module, and how it computes while it is installed."""
 
+    by: Perturbation
+
     def __init__(self, module: nn.Module, own: dict[str, str], scratch: Scratch):
         self.module, self.own, self.scratch = module, own, scratch
-        self.by = Perturbation({}, {}, "gaussian", False)
         self.used: dict[str, str] = {}
         self.original: Callable[..., Any] | None = None
         self.hooked = "forward" in vars(module)
 
     def install(self, by: Perturbation) -> bool:
         """Make the module compute with perturbed weights, where it has any that are not in place already."""
-        self.used = {a: name for a, name in self.own.items() if name in by.keys}
+        self.used = {a: name for a, name in self.own.items() if name in by.scales}
         if not self.used or (not by.paired and all(name in by.moved[0] for name in self.used.values())):
             return False
         self.by, module = by, self.module
@@ -173,6 +170,9 @@ class _Module:
         scored = isinstance(module, ScoredLinear)
         if isinstance(module, ScoredLinear) and module.wanted is not None:
             return self._wanted(x, module, module.wanted)
+        factors = self.by.directions.factors(self.used["weight"], module.weight, self.by.place)
+        if factors is not None:
+            return self._low_rank(x, module, *factors)
         halves, weight = self._halves(x), module.weight.detach()
         rows, width = weight.shape
         dtype = torch.float32 if scored else torch.promote_types(x.dtype, weight.dtype)
@@ -183,11 +183,25 @@ class _Module:
         biases = self._moved({"bias": module.bias}, use=4)
         out = torch.empty((*x.shape[:-1], rows), dtype=dtype, device=x.device)
         for first in range(0, rows, step):
-            pieces = self._moved({"weight": weight[first : first + step]}, start=first * width)
+            pieces = self._moved({"weight": weight[first : first + step]}, first=first)
             for half, piece, bias, to in zip(halves, pieces, biases, out.chunk(len(halves)), strict=True):
                 b = None if bias["bias"] is None else bias["bias"][first : first + step]
                 product = float32_linear if scored else nn.functional.linear
                 to[..., first : first + step] = product(half, piece["weight"], b)
+        return out
+
+    def _low_rank(self, x: Tensor, module: nn.Linear, a: Tensor, b: Tensor) -> Tensor:
+        """[..., in] -> [..., out]: x W^T + s (x B) A^T + b', W as it is and both signs from one product of it.
+
+        a: [out, r] and b: [in, r], float32; what they add is computed in float32.
+        """
+        product = float32_linear if isinstance(module, ScoredLinear) else nn.functional.linear
+        out = product(x, module.weight.detach())
+        biases, scale = self._moved({"bias": module.bias}, use=4), self.by.scales[self.used["weight"]]
+        added = (x.float() @ b) @ a.T
+        for part, to, bias, sign in zip(self._halves(added), self._halves(out), biases, (1.0, -1.0), strict=False):
+            moved = torch.add(to.float(), part, alpha=sign * scale)
+            to.copy_(moved if bias["bias"] is None else moved + bias["bias"])
         return out
 
     def _wanted(self, x: Tensor, module: ScoredLinear, wanted: Tensor) -> Tensor:
@@ -244,7 +258,7 @@ class _Module:
             raise NotPaired(f"{type(self.module).__name__} was given {tuple(x.shape)}, which has no two halves")
         return x.chunk(2)
 
-    def _moved(self, tensors: dict[str, Any], *, start: int = 0, use: int = 2) -> list[dict[str, Any]]:
+    def _moved(self, tensors: dict[str, Any], *, first: int = 0, use: int = 2) -> list[dict[str, Any]]:
         """The attributes given at theta + eps z and, paired, at theta - eps z; what is not trained stays as it is."""
         result: list[dict[str, Any]] = [dict(tensors) for _ in range(2 if self.by.paired else 1)]
         fresh: dict[str, Tensor] = {}
@@ -257,7 +271,7 @@ class _Module:
             else:
                 fresh[name] = tensors[a]
         if fresh:
-            copies = moved_copies(self.scratch, fresh, self.by, start=start, use=use)
+            copies = moved_copies(self.scratch, fresh, self.by, first=first, use=use)
             for sign, values in enumerate(result):
                 values |= {a: copies[sign][name] for a, name in self.used.items() if name in copies[sign]}
         return result
@@ -265,8 +279,7 @@ class _Module:
     def _perturb_rows(self, outs: list[Tensor], weight: Tensor, rows: Tensor) -> None:
         name, by = self.used["weight"], self.by
         mirror = outs[1] if len(outs) == 2 else None
-        noise = backend(weight.device)
-        noise.perturb_rows(outs[0], weight, rows, by.keys[name], by.scales[name], by.distribution, mirror=mirror)
+        by.directions.perturb_rows(outs[0], (name, weight), rows, by.place, by.scales[name], mirror=mirror)
 
 
 def _joined(first: Any, second: Any) -> Any:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from justforward.optim.directions.dense import Direction
+from justforward.optim.directions.base import Direction
 from justforward.optim.probes.closures import Closure, Loss, PairedClosure
 
 
@@ -36,6 +36,14 @@ class InPlaceProbe:
                 direction.add_(-offset)
         return plus, minus
 
+    def plus(self, direction: Direction, closure: Closure) -> Loss:
+        """The loss at theta + eps z."""
+        direction.add_(1.0)
+        try:
+            return closure()
+        finally:
+            direction.add_(-1.0)
+
 
 class CopyProbe:
     """See the module."""
@@ -51,6 +59,12 @@ class CopyProbe:
             direction.add_(-1.0)
             minus = closure()
         return plus, minus
+
+    def plus(self, direction: Direction, closure: Closure) -> Loss:
+        """The loss at theta + eps z."""
+        with pristine([p for _, p in direction.parameters]):
+            direction.add_(1.0)
+            return closure()
 
 
 @contextmanager

@@ -27,6 +27,10 @@ class ShardedProbe:
         """The losses at theta + eps z and theta - eps z."""
         return self._at(direction, 1.0, closure), self._at(direction, -1.0, closure)
 
+    def plus(self, direction: Any, closure: Any) -> Any:
+        """The loss at theta + eps z."""
+        return self._at(direction, 1.0, closure)
+
     def _at(self, direction: Any, sign: float, closure: Any) -> Any:
         hooks = []
         backups: list[dict[str, Tensor]] = [{} for _ in self.units]

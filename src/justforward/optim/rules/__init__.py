@@ -1,4 +1,4 @@
-"""What is made of the measured losses: projected gradients (`estimate`), and moves of the weights (`sgd`).
+"""What is made of the measured losses: projected gradients (`estimate`), and what is descended along.
 
-May import `optim.log`. Start with `estimate`.
+May import `optim.log`. Start with `estimate`, then `base`.
 """

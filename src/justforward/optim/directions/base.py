@@ -1,0 +1,226 @@
+"""What a direction is, and what every source of directions offers.
+
+A direction z is a function of a place (seed, step, sample) and a parameter's name. It is made anew for every pass and
+never stored: as values in float32, some rows at a time, or as the factors of a matrix of low rank.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from justforward.noise import backend, noise_key
+from justforward.registry import Registry
+
+CHUNK = 5 << 19
+"""Elements of a weight that are perturbed at a time: 10 MB of float32 stay in cache until they are multiplied."""
+
+
+class NoiseSource(Protocol):
+    """Adds a direction z, or any multiple of it, to parameters."""
+
+    version: str
+    """Names the definition of z: equal versions, seeds and names give equal z."""
+
+    def add_(
+        self,
+        parameters: Sequence[tuple[str, Tensor]],
+        *,
+        seed: int,
+        step: int,
+        sample: int,
+        scales: Sequence[float],
+        decays: Sequence[float],
+    ) -> None:
+        """In place, for every named parameter: p <- p * (1 - decay) + scale * z(seed, step, sample, name)."""
+        ...
+
+
+DIRECTIONS: Registry[type[Directions]] = Registry("directions", package="justforward.optim.directions")
+
+
+class Place(NamedTuple):
+    """Which of a run's directions: that of direction number `sample` of a step."""
+
+    seed: int
+    step: int
+    sample: int
+
+
+class Directions(ABC):
+    """A noise source that can be asked for parts of z, and so be probed just in time.
+
+    A new one is a file with `values` that registers itself in DIRECTIONS. What follows from `values` is written
+    here once; a source overrides what it can do in less time. A parameter of more than two dimensions is a matrix of
+    `shape[0]` rows, one of fewer a single row.
+    """
+
+    name: ClassVar[str]
+    version: str
+
+    @abstractmethod
+    def values(self, name: str, p: Tensor, place: Place, rows: slice | Tensor) -> Tensor:
+        """Z of some rows of a parameter (a slice, or indices int64 [U]): [rows, width] in float32, on its device."""
+
+    def factors(self, name: str, p: Tensor, place: Place) -> tuple[Tensor, Tensor] | None:
+        """A [rows, r] and B [width, r], float32, with z = A B^T; None where the rank is not low."""
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """Its settings, the arguments that it is made with, as JSON values for the header of a log."""
+        return {}
+
+    def age(self, step: int) -> int:
+        """Steps since what a rule keeps began anew."""
+        return step
+
+    def state(self) -> dict[str, Any]:
+        """What must be saved with the weights to go on from here; the tensors themselves."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave."""
+        assert not state
+
+    def state_bytes(self, parameters: Sequence[tuple[str, Tensor]]) -> int:
+        """Bytes kept from step to step."""
+        return 0
+
+    def learn(self, parameters: Sequence[tuple[str, Tensor]], place: Place, projected_grads: Sequence[float]) -> None:
+        """Told what a step measured, after it has been applied; `place` is that of its first direction."""
+        return
+
+    def add_(
+        self,
+        parameters: Sequence[tuple[str, Tensor]],
+        *,
+        seed: int,
+        step: int,
+        sample: int,
+        scales: Sequence[float],
+        decays: Sequence[float],
+        rounding: str = "nearest",
+        residuals: Sequence[Tensor | None] | None = None,
+    ) -> None:
+        """See NoiseSource, and `NoiseBackend.add_` for rounding and residuals."""
+        place = Place(seed, step, sample)
+        for i, ((name, p), scale, decay) in enumerate(zip(parameters, scales, decays, strict=True)):
+            residual = None if residuals is None else residuals[i]
+            for rows in row_slices(p):
+                z = self.values(name, p, place, rows).mul_(scale)
+                move_rows(p, rows, z, noise_key(seed, step, sample, name), decay, rounding, residual)
+
+    def perturb_many(
+        self,
+        outs: Sequence[Tensor],
+        tensors: Sequence[Tensor],
+        wholes: Sequence[tuple[str, Tensor]],
+        place: Place,
+        scales: Sequence[float],
+        first: int = 0,
+        mirrors: Sequence[Tensor] | None = None,
+    ) -> None:
+        """Out <- tensor + scale z for tensors that are rows `first`, first + 1, ... of the named parameters.
+
+        mirrors get what -scale gives.
+        """
+        for i, (out, tensor, (name, p), scale) in enumerate(zip(outs, tensors, wholes, scales, strict=True)):
+            rows = slice(first, first + as_matrix(tensor).shape[0])
+            z = self.values(name, p, place, rows).view(tensor.shape).to(out.device)
+            for to, sign in ((out, 1.0), *(((mirrors[i], -1.0),) if mirrors is not None else ())):
+                to.copy_(tensor)
+                backend(to.device).move_(to, z * (sign * scale), 0)
+
+    def perturb_rows(
+        self,
+        out: Tensor,
+        weight: tuple[str, Tensor],
+        rows: Tensor,
+        place: Place,
+        scale: float,
+        mirror: Tensor | None = None,
+    ) -> None:
+        """Out <- the rows (int64 [U]) of a parameter + scale z, [U, width]; mirror gets what -scale gives."""
+        name, p = weight
+        z = self.values(name, p, place, rows)
+        for to, sign in ((out, 1.0), *(((mirror, -1.0),) if mirror is not None else ())):
+            torch.index_select(p, 0, rows, out=to)
+            backend(to.device).move_(to, z * (sign * scale), 0)
+
+
+def as_matrix(p: Tensor) -> Tensor:
+    """A view of a contiguous parameter as [rows, width]."""
+    return p.reshape(p.shape[0], -1) if p.dim() > 1 else p.reshape(1, -1)
+
+
+def row_slices(p: Tensor) -> list[slice]:
+    """The rows of a parameter in pieces that stay in cache."""
+    rows, width = as_matrix(p).shape
+    step = max(1, CHUNK // max(1, width))
+    return [slice(first, min(first + step, rows)) for first in range(0, rows, step)]
+
+
+def move_rows(
+    p: Tensor, rows: slice, values: Tensor, key: int, decay: float, rounding: str, residual: Tensor | None
+) -> None:
+    """Some rows of a contiguous parameter: p <- p (1 - decay) + values, rounded as `NoiseBackend.move_` rounds."""
+    matrix = as_matrix(p.detach())
+    rest = None if residual is None else as_matrix(residual)[rows]
+    start = rows.start * matrix.shape[1]
+    noise, decay = backend(p.device), float(decay)
+    noise.move_(matrix[rows], values, key, decay, start=start, rounding=rounding, residual=rest)
+
+
+@dataclass
+class Perturbation:
+    """What all modules compute with during one probe.
+
+    place: the direction's; scales: by parameter name, eps times the sign (of the first half, if `paired`); wholes: the
+    parameters by name; reached: names of parameters whose owner was called; moved: perturbed copies of parameters of
+    few elements.
+    """
+
+    directions: Directions
+    place: Place
+    scales: dict[str, float]
+    wholes: dict[str, Tensor]
+    paired: bool
+    reached: set[str] = field(default_factory=set)
+    moved: list[dict[str, Tensor]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Direction:
+    """One z, scaled: theta + sign * eps * z for the named parameters; eps holds one number per parameter."""
+
+    parameters: Sequence[tuple[str, Tensor]]
+    eps: Sequence[float]
+    noise: NoiseSource
+    seed: int
+    step: int
+    sample: int
+
+    def add_(self, sign: float) -> None:
+        """Move all parameters, in place."""
+        scales = [sign * eps for eps in self.eps]
+        decays = [0.0] * len(scales)
+        where = {"seed": self.seed, "step": self.step, "sample": self.sample}
+        self.noise.add_(self.parameters, **where, scales=scales, decays=decays)
+
+    def only(self, names: set[str]) -> Direction:
+        """The same direction in the parameters of these names, and none in the others."""
+        kept = [i for i, (name, _) in enumerate(self.parameters) if name in names]
+        return dataclasses.replace(self, parameters=[self.parameters[i] for i in kept], eps=[self.eps[i] for i in kept])
+
+    def perturbation(self, sign: float, *, paired: bool = False) -> Perturbation:
+        """What modules compute with at theta + sign * eps * z."""
+        assert isinstance(self.noise, Directions)
+        scales = {name: sign * eps for (name, _), eps in zip(self.parameters, self.eps, strict=True)}
+        place = Place(self.seed, self.step, self.sample)
+        return Perturbation(self.noise, place, scales, dict(self.parameters), paired)
