@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,10 +14,14 @@ from torch import Tensor, nn
 
 from justforward.optim import DivergenceError, MeZO
 from justforward.optim.build import build
-from justforward.optim.directions.base import DIRECTIONS, Directions, Place
+from justforward.optim.directions.base import DIRECTIONS, Directions, Owners, Place
+from justforward.optim.directions.flipped import Flipped
 from justforward.optim.methods import METHODS, Method
 from justforward.optim.probes import modules
+from justforward.optim.probes.closures import Shares
+from justforward.optim.probes.just_in_time import JustInTimeProbe
 from justforward.optim.rules.base import RULES
+from justforward.optim.rules.estimate import Estimate
 
 NAMES = sorted(METHODS)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -25,7 +31,8 @@ SAMPLES = 4
 IDS = torch.randint(3, 97, (4, 12), generator=torch.Generator().manual_seed(0))
 PLAIN = [name for name in NAMES if METHODS[name].rule == "sgd"]
 """Methods whose step is a multiple of the estimate itself."""
-UNBIASED = ["dense", "low_rank", "subspace"]
+SPLIT = [name for name in NAMES if METHODS[name].split]
+UNBIASED = ["dense", "low_rank", "subspace", "outer", "flipped"]
 
 
 @pytest.fixture(params=NAMES)
@@ -49,7 +56,8 @@ def optimizer(model: nn.Module, method: Method, *, lr: float = 1e-3, **settings)
         method.directions, method.rule, {}, {**method.settings, **SMALL, "distribution": method.distribution}
     )
     samples = min(method.samples, SAMPLES)
-    made = {"eps": 1e-3, "samples": samples, "sides": method.sides, "shaping": method.shaping, "probe": "just_in_time"}
+    made = {"eps": 1e-3, "samples": samples, "sides": method.sides, "split": method.split, "shaping": method.shaping}
+    made["probe"] = "just_in_time"
     return MeZO(
         model.named_parameters(), lr=lr, model=model, noise=directions, rule=rule, seed=5, **{**made, **settings}
     )
@@ -57,6 +65,37 @@ def optimizer(model: nn.Module, method: Method, *, lr: float = 1e-3, **settings)
 
 def loss(model: nn.Module) -> Tensor:
     return model(input_ids=IDS, labels=IDS).loss.float()
+
+
+def shares(model: nn.Module, mezo: MeZO) -> Shares | None:
+    """A row of IDS for each direction, where directions divide the batch."""
+    if not mezo.split:
+        return None
+    assert mezo.samples == len(IDS)
+
+    def alone(i: int) -> Tensor:
+        return model(input_ids=IDS[i : i + 1], labels=IDS[i : i + 1]).loss.float()
+
+    def together(owners: Owners) -> Tensor:
+        owners.tell(torch.arange(len(IDS)), torch.ones_like(IDS, dtype=torch.bool), IDS.shape[1])
+        logits = model(input_ids=IDS).logits[:, :-1].float()
+        return nn.functional.cross_entropy(logits.transpose(1, 2), IDS[:, 1:], reduction="none").mean(1)
+
+    return Shares(mezo.samples, alone, together)
+
+
+def estimate(mezo: MeZO, model: nn.Module) -> Estimate:
+    return mezo.estimate(lambda: loss(model), shares=shares(model, mezo))
+
+
+def step(mezo: MeZO, model: nn.Module) -> None:
+    estimate(mezo, model)
+    mezo.step()
+
+
+def measure(mezo: MeZO, function: Callable[[], Tensor]) -> Estimate:
+    """The same for a function that is no model: every direction's share is all of it."""
+    return mezo.estimate(function, shares=Shares(mezo.samples, lambda _: function()) if mezo.split else None)
 
 
 def weights(model: nn.Module) -> list[Tensor]:
@@ -76,15 +115,15 @@ def test_every_part_has_a_method():
     assert {m.rule for m in METHODS.values()} == set(RULES.names())
 
 
-def test_forwards_per_step_are_the_documented_number(method):
+def test_forwards_per_step_are_the_documented_number(method, request):
     model = model_of()
     mezo = optimizer(model, method)
-    mezo.step(lambda: loss(model))  # the first step checks the probe
+    step(mezo, model)  # the first step checks the probe
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
-    mezo.step(lambda: loss(model))
-    assert len(calls) == (2 * mezo.samples if method.sides == 2 else mezo.samples + 1)
-    assert method.forwards == (2 * method.samples if method.sides == 2 else method.samples + 1)
+    step(mezo, model)
+    assert len(calls) == dataclasses.replace(method, samples=mezo.samples).forwards
+    assert method.forwards == {"fzoo": 9, "subzero+": 100}.get(request.node.callspec.params["method"], 2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -92,16 +131,14 @@ def test_forwards_per_step_are_the_documented_number(method):
 def test_probing_leaves_every_bit(method, dtype):
     model = model_of(dtype)
     before = weights(model)
-    optimizer(model, method).estimate(lambda: loss(model))
+    estimate(optimizer(model, method), model)
     assert same(before, weights(model))
 
 
 @pytest.mark.usefixtures("_few")
 def test_every_probe_measures_the_same(method):
     model = model_of()
-    measured = [
-        optimizer(model, method, probe=probe).estimate(lambda: loss(model)).losses for probe in ("copy", "just_in_time")
-    ]
+    measured = [estimate(optimizer(model, method, probe=probe), model).losses for probe in ("copy", "just_in_time")]
     for a, b in zip(*measured, strict=True):
         assert a == pytest.approx(b, abs=1e-5)
 
@@ -113,7 +150,7 @@ def test_the_direction_that_is_applied_is_the_one_that_was_probed(name):
     mezo = optimizer(model, METHODS[name], lr=1e-2)
     for _ in range(2 * SMALL["refresh"] + 1):
         before = weights(model)
-        mezo.estimate(lambda: loss(model))
+        estimate(mezo, model)
         probed = []
         for sample in range(mezo.samples):
             mezo._direction(sample).add_(1.0)
@@ -163,8 +200,7 @@ def test_rows_of_a_direction_are_those_of_the_whole(name):
 @pytest.mark.parametrize("name", UNBIASED)
 def test_the_estimate_is_unbiased(name):
     """On a linear function the mean of (z . g) z is g: all entries within five standard errors."""
-    settings = {} if name == "dense" else {"rank": 4, "refresh": 1}
-    directions, _ = build(name, settings=settings)
+    directions, _ = build(name, settings={}, defaults={"rank": 4, "refresh": 1})
     p, rows = torch.zeros(8, 12), slice(0, 8)
     g = torch.randn(8, 12, generator=torch.Generator().manual_seed(1))
     draws = torch.stack([directions.values("a", p, Place(0, step, 0), rows) for step in range(4000)]).double()
@@ -198,7 +234,8 @@ def test_equal_losses_give_a_zero_step(method):
     before = weights(model)
     mezo = optimizer(model, method)
     for _ in range(2):
-        mezo.step(lambda: torch.tensor(0.5))
+        measure(mezo, lambda: torch.tensor(0.5))
+        mezo.step()
     assert same(before, weights(model))
     assert mezo.zero_steps == 2
 
@@ -209,11 +246,13 @@ def test_a_loss_that_is_not_finite_skips_the_step(method, dtype):
     before = weights(model)
     mezo = optimizer(model, method, max_skipped=3)
     for _ in range(2):
-        mezo.step(lambda: torch.tensor(math.nan))
+        measure(mezo, lambda: torch.tensor(math.nan))
+        mezo.step()
     assert same(before, weights(model))
     assert mezo.skipped == 2
+    measure(mezo, lambda: torch.tensor(math.inf))
     with pytest.raises(DivergenceError):
-        mezo.step(lambda: torch.tensor(math.inf))
+        mezo.step()
 
 
 def test_what_a_constant_or_a_factor_of_the_loss_does(method):
@@ -224,7 +263,8 @@ def test_what_a_constant_or_a_factor_of_the_loss_does(method):
         before = flat(weights(model))
         target = torch.linspace(-1, 1, before.numel(), dtype=torch.float64)
         mezo = optimizer(model, method, probe="copy")
-        mezo.step(lambda m=model, t=target, a=factor, b=constant: a * (flat(list(m.parameters())) * t).sum() + b)
+        measure(mezo, lambda m=model, t=target, a=factor, b=constant: a * (flat(list(m.parameters())) * t).sum() + b)
+        mezo.step()
         steps.append(flat(weights(model)) - before)
     assert torch.allclose(steps[1], steps[0], rtol=1e-3, atol=1e-9)
     scale_free = method.shaping != "none" or method.rule in ("sign", "adam", "rebuilt_adam")
@@ -241,7 +281,7 @@ def test_stopped_and_continued_is_the_same_run(method, dtype, rounding, tmp_path
     measured, saved = [], []
     for _ in range(2 * SMALL["refresh"]):
         saved.append((copy.deepcopy(model.state_dict()), copy.deepcopy(mezo.state_dict())))
-        mezo.step(lambda: loss(model))
+        step(mezo, model)
         assert mezo.last is not None
         measured.append(mezo.last.projected_grads)
 
@@ -252,7 +292,7 @@ def test_stopped_and_continued_is_the_same_run(method, dtype, rounding, tmp_path
         again = optimizer(other, method, rounding=rounding)
         again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
         for _ in range(at, len(measured)):
-            again.step(lambda other=other: loss(other))
+            step(again, other)
         assert same(weights(model), weights(other)), f"stopped before step {at}"
 
     replayed = optimizer(start, method, rounding=rounding)
@@ -268,7 +308,7 @@ def test_rewound_it_is_the_same_run(method):
     ends = []
     for _ in range(2):
         for _ in range(SMALL["refresh"] + 1):
-            mezo.step(lambda: loss(model))
+            step(mezo, model)
         ends.append(weights(model))
         model.load_state_dict(start)
         mezo.rewind()
@@ -279,7 +319,7 @@ def test_state_is_float32_and_counted(method):
     model = model_of(torch.bfloat16)
     mezo = optimizer(model, method, rounding="nearest")
     for _ in range(2):
-        mezo.step(lambda: loss(model))
+        step(mezo, model)
     tensors: list[Tensor] = [t for slots in mezo._progress.get("kept", {}).values() for t in slots.values()]
     assert isinstance(mezo.noise, Directions)
     tensors += [value for value in mezo.noise.state().values() if isinstance(value, Tensor)]
@@ -301,10 +341,37 @@ def test_it_learns_more_than_a_random_walk_does(name):
         mezo = optimizer(model, METHODS[name], lr=rates.get(name, 1e-3))
         first = float(nn.functional.mse_loss(model(x), target))
         for step in range(300):
-            mezo.estimate(lambda model=model, target=target: nn.functional.mse_loss(model(x), target))
+            measure(mezo, lambda model=model, target=target: nn.functional.mse_loss(model(x), target))
             if walk:
                 mezo._pending[:-1] = [1 + (v - 1) * float(signs[step]) for v in mezo._pending[:-1]]
             mezo.step()
         ends.append(float(nn.functional.mse_loss(model(x), target)) / first)
     assert ends[0] < 0.67
     assert ends[1] > ends[0] + 0.15
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "qwen2", "gemma3", "gpt_neox", "mixtral"])
+@pytest.mark.parametrize("name", SPLIT)
+@pytest.mark.usefixtures("_few")
+def test_rows_with_directions_of_their_own_are_as_one_by_one(name, family):
+    model = tiny(family)
+    measured = []
+    for probe in ("copy", "just_in_time"):
+        mezo = optimizer(model, METHODS[name], probe=probe)
+        mezo.shaping = "none"
+        measured.append(estimate(mezo, model).losses)
+        if isinstance(mezo.probe, JustInTimeProbe):
+            assert mezo.probe.divides
+    for a, b in zip(*measured, strict=True):
+        assert a == pytest.approx(b, abs=1e-5)
+
+
+def test_signs_have_full_rank():
+    directions, _ = build("flipped")
+    assert isinstance(directions, Flipped)
+    drawn = [directions.signs("a", torch.zeros(64, 96), Place(0, 0, sample)) for sample in range(32)]
+    for signs in zip(*drawn, strict=True):
+        matrix = torch.stack(signs)
+        assert set(matrix.unique().tolist()) == {-1.0, 1.0}
+        assert torch.linalg.matrix_rank(matrix) == 32
+        assert abs(matrix.mean()) < 0.1

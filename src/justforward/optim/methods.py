@@ -21,6 +21,7 @@ class Method:
     distribution: str = "gaussian"
     samples: int = 1
     sides: int = 2
+    split: bool = False
     shaping: str = "none"
     rule: str = "sgd"
     eps: float = 1e-3
@@ -29,6 +30,8 @@ class Method:
     @property
     def forwards(self) -> int:
         """Forward passes over the batch per step."""
+        if self.split:
+            return 2
         return self.samples * 2 if self.sides == 2 else self.samples + 1
 
 
@@ -48,6 +51,9 @@ METHODS: dict[str, Method] = {
     "zo-sign": Method("Liu et al. 2019, signSGD via zeroth-order oracle", rule="sign"),
     "zo-adam": Method("Chen et al. 2019, ZO-AdaMM", rule="adam", settings={"beta1": 0.9, "beta2": 0.999}),
     "adamezo": Method("arXiv 2605.00650", rule="rebuilt_adam", settings={"beta1": 0.7, "beta2": 0.9, "window": 10}),
+    "eggroll": Method("arXiv 2511.16652", directions="outer", samples=16, split=True, shaping="spread",
+                      settings={"rank": 1}),
+    "grzo": Method("arXiv 2606.02857", directions="flipped", samples=16, split=True, shaping="spread"),
     "conmezo": Method("arXiv 2511.02757", directions="cone", settings={"angle": 1.35, "beta": 0.95}),
 }  # fmt: skip
 

@@ -10,6 +10,7 @@ Face Trainer come for free: the same z serves all micro-batches of a step, and t
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Iterable, Sequence
@@ -25,7 +26,8 @@ from justforward.optim.directions.dense import CounterNoise
 from justforward.optim.distribution.ranks import Ranks
 from justforward.optim.log import TrajectoryWriter
 from justforward.optim.probes.choose import choose_probe
-from justforward.optim.probes.closures import Closure, Loss, PairedClosure
+from justforward.optim.probes.closures import Closure, Loss, PairedClosure, Shares
+from justforward.optim.probes.just_in_time import JustInTimeProbe
 from justforward.optim.rules.base import Rule
 from justforward.optim.rules.estimate import FEWEST, SHAPINGS, Estimate, make_estimate, over_second_moment
 from justforward.optim.rules.stateless import SGD
@@ -52,9 +54,12 @@ class MeZO(torch.optim.Optimizer):
         samples: directions per step (n-SPSA): twice as many forward passes, a less noisy step.
         sides: 2 probes theta + eps z and theta - eps z for every direction; 1 probes theta once and theta + eps z for
             every direction, `samples` + 1 forward passes.
+        split: every direction probes its own share of the batch, all in the same two forward passes: `samples`
+            directions cost no more than one. `estimate` needs the shares.
         shaping: how the losses of a step become numbers to difference: "none"; "rank", their centred ranks in
             [-1/2, 1/2]; "zscore", in units of their standard deviation from their mean; "deviation", over their
-            standard deviation; "second_moment": projected gradients over the root of their mean square so far. All but
+            standard deviation; "spread": projected gradients over their root mean square; "second_moment": over the
+            root of their mean square so far. All but
             "none" make the step independent of the loss's scale, and need another learning rate.
         model: the module that owns the parameters. With it, weights of any size and dtype are probed exactly.
         probe: "auto", "paired", "just_in_time", "copy" or "in_place"; see `justforward.optim.probes.choose`.
@@ -86,6 +91,7 @@ class MeZO(torch.optim.Optimizer):
         seed: int = 0,
         samples: int = 1,
         sides: int = 2,
+        split: bool = False,
         shaping: str = "none",
         model: torch.nn.Module | None = None,
         probe: str = "auto",
@@ -117,6 +123,8 @@ class MeZO(torch.optim.Optimizer):
                 "z-scores of %d losses hardly depend on what they are: give at least %d samples",
                 sides * samples, -(-FEWEST // sides),
             )  # fmt: skip
+        if split and (sides == 1 or direction_groups > 1):
+            raise ValueError("split takes two sides, and one group of ranks")
         if not 1 <= direction_groups <= samples:
             raise ValueError(f"direction_groups must be from 1 to samples ({samples}), got {direction_groups}")
         super().__init__(_trainable(params), {"lr": lr, "eps": eps, "weight_decay": weight_decay})
@@ -129,7 +137,7 @@ class MeZO(torch.optim.Optimizer):
         self.probe = choose_probe(probe, model, pairs, self.noise)
         check_update(pairs, self.noise, self.rule, self.probe.name)
         self.rounding = rounding if isinstance(self.noise, Directions) else "nearest"
-        self.samples, self.sides, self.shaping = samples, sides, shaping
+        self.samples, self.sides, self.split, self.shaping = samples, sides, split, shaping
         self.max_skipped = max_skipped
         self.direction_groups, self.check_every = direction_groups, check_every
         # Kept under one string key of `state`: it is saved, restored and copied like any optimiser's state.
@@ -174,7 +182,14 @@ class MeZO(torch.optim.Optimizer):
         return self._progress["zero"]
 
     @torch.no_grad()
-    def estimate(self, closure: Closure, weight: float = 1.0, *, paired: PairedClosure | None = None) -> Estimate:
+    def estimate(
+        self,
+        closure: Closure,
+        weight: float = 1.0,
+        *,
+        paired: PairedClosure | None = None,
+        shares: Shares | None = None,
+    ) -> Estimate:
         """Probe the loss along the step's directions; `step()` will apply the result.
 
         Args:
@@ -183,20 +198,14 @@ class MeZO(torch.optim.Optimizer):
             weight: weight of this loss among the estimates of the same step (the number of items it averages).
             paired: evaluates the closure's batch twice over in one forward: [2], the losses of the first and the second
                 half of the doubled batch. Used by the probe "paired", where it measures what `closure` does.
+            shares: the batch divided among the directions, which are `samples`; needed with `split`.
 
         Returns:
             The estimate, of the directions that this rank probes. Weights are as they were also when the closure
             raises: to the bit, but for the probe "in_place".
         """
         own = Ranks.current(self.direction_groups).directions(self.samples)
-        directions = map(self._direction, own)
-        losses: list[Loss] = []
-        base = closure() if self.sides == 1 else None
-        for direction in directions:
-            if base is None:
-                losses += self.probe.losses(direction, closure, paired)
-            else:
-                losses += [self.probe.plus(direction, closure), base]
+        losses = self._divided(shares) if self.split else self._whole(own, closure, paired)
         # One transfer for all: no host synchronisation stands between the probes.
         values = torch.stack([torch.as_tensor(loss).detach() for loss in losses]).double().tolist()
         for place, i in enumerate(own):
@@ -204,6 +213,32 @@ class MeZO(torch.optim.Optimizer):
             self._pending[2 * i + 1] += weight * values[2 * place + 1]
         self._pending[-1] += weight
         return self._measured(values)
+
+    def _whole(self, own: range, closure: Closure, paired: PairedClosure | None) -> list[Loss]:
+        """The losses of the batch for each of these directions: plus, minus, plus, minus, ..."""
+        losses: list[Loss] = []
+        base = closure() if self.sides == 1 else None
+        for direction in map(self._direction, own):
+            if base is None:
+                losses += self.probe.losses(direction, closure, paired)
+            else:
+                losses += [self.probe.plus(direction, closure), base]
+        return losses
+
+    def _divided(self, shares: Shares | None) -> list[Loss]:
+        """The same, of each direction's share of the batch."""
+        if shares is None or shares.count != self.samples:
+            raise ValueError(f"split divides each batch among {self.samples} directions: give estimate its shares")
+        direction = self._direction(0)
+        if isinstance(self.probe, JustInTimeProbe):
+            plus = self.probe.shared(direction, 1.0, shares)
+            minus = None if plus is None else self.probe.shared(direction, -1.0, shares)
+            if plus is not None and minus is not None:
+                return [loss for pair in zip(plus, minus, strict=True) for loss in pair]
+        losses: list[Loss] = []
+        for sample in range(self.samples):
+            losses += self.probe.losses(direction.of(sample), functools.partial(shares.alone, sample))
+        return losses
 
     def _direction(self, sample: int) -> Direction:
         # The groups' eps are one probe: theta + D z with D = diag(eps); the loss difference serves all groups.
@@ -277,6 +312,8 @@ class MeZO(torch.optim.Optimizer):
     def _method(self) -> dict[str, Any]:
         """What of the header a run of plain MeZO does not have."""
         found: dict[str, Any] = {} if self.sides == 2 else {"sides": self.sides}
+        if self.split:
+            found["split"] = True
         if isinstance(self.noise, Directions) and not isinstance(self.noise, CounterNoise):
             found["directions"] = {"name": self.noise.name, **self.noise.describe()}
         if not isinstance(self.rule, SGD):

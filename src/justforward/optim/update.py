@@ -93,13 +93,8 @@ class Update:
     def _estimates(self, one: Moved, rows: slice, seed: int, history: Sequence[Measured]) -> Iterator[Tensor]:
         """The estimates of some rows, the newest first: the mean of g z over a step's directions."""
         for step, grads in reversed(history):
-            total = None
-            for sample, g in enumerate(grads):
-                z = self.directions.values(one.name, one.p, Place(seed, step, sample), rows)
-                z.mul_(g * one.ratio / len(grads))
-                total = z if total is None else total.add_(z)
-            assert total is not None
-            yield total
+            coefficients = [g * one.ratio / len(grads) for g in grads]
+            yield self.directions.combined(one.name, one.p, Place(seed, step, 0), coefficients, rows)
 
     def _move(self, one: Moved, rows: slice, update: Tensor, place: Place, residual: Tensor | None) -> None:
         key = noise_key(*place, one.name)

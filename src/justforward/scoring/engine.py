@@ -22,6 +22,7 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
+from justforward.optim.directions.base import Owners
 from justforward.optim.distribution.shards import is_sharded
 from justforward.optim.scored_head import ScoredLinear, install
 from justforward.scoring.plan import Forward, Plan, make_plan, plan_alone
@@ -87,6 +88,8 @@ class ScoringEngine:
         config = model.config.get_text_config()  # type: ignore[union-attr]
         self.caller = model
         """What is called: `model`, or what wraps it to run it on several processes."""
+        self.owners: Owners | None = None
+        """Who is told whose each sequence is, where rows have owners."""
         self.halved = False
         """Whether memory has run out once, and the token budget been halved."""
         self.one_forward = False
@@ -123,26 +126,41 @@ class ScoringEngine:
         """Plan and run in one call."""
         return self.run(self.plan(rows), progress)
 
-    def plan(self, rows: Sequence[Row]) -> Plan:
-        """The least computation for `rows` that this model supports. Use it any number of times."""
+    def plan(self, rows: Sequence[Row], owners: Sequence[int] | None = None) -> Plan:
+        """The least computation for `rows` that this model supports. Use it any number of times.
+
+        owners: whose each row is; rows of different ones share no computation.
+        """
         if self.one_forward:
             most = 1 << 62
             return make_plan(rows, token_budget=most, share_prefix=False, pack_trees=False, pass_tokens=most)
         # A cache is filled once per run and its gradient would have to flow through every batch.
-        caches = (True, False) if self.takes_caches and not torch.is_grad_enabled() else (False,)
+        caches = (True, False) if self.takes_caches and not torch.is_grad_enabled() and owners is None else (False,)
         trees = (True, False) if self.takes_masks else (False,)
         for share, pack in itertools.product(caches, trees):
-            plan = make_plan(rows, token_budget=self.token_budget, share_prefix=share, pack_trees=pack)
+            plan = make_plan(rows, token_budget=self.token_budget, share_prefix=share, pack_trees=pack, owners=owners)
             if self.proofs is None or self.proofs.hold(plan, rows, self.token_budget):
                 return plan
         return plan_alone(rows)
 
-    def run(self, plan: Plan, progress: Callable[[int], None] | None = None, *, normalise: bool = True) -> Scores:
+    def run(
+        self,
+        plan: Plan,
+        progress: Callable[[int], None] | None = None,
+        *,
+        normalise: bool = True,
+        owners: Owners | None = None,
+    ) -> Scores:
         """Run a plan; `progress` is told the number of rows' tokens scored after each forward pass.
 
         normalise=False gives logits in place of log-probabilities, and is cheaper: for rows whose normalisers cancel.
+        owners: told whose each sequence is before each forward pass.
         """
-        (scores,) = self._run(plan, 1, progress, normalise)
+        self.owners = owners
+        try:
+            (scores,) = self._run(plan, 1, progress, normalise)
+        finally:
+            self.owners = None
         return scores
 
     def run_pair(self, plan: Plan, *, normalise: bool = True) -> tuple[Scores, Scores]:
@@ -209,7 +227,8 @@ class ScoringEngine:
         if self.keeps_logits:
             arguments["logits_to_keep"] = keep
         # A doubled batch gives every position: tables of positions are otherwise looked up once for all rows.
-        if self.takes_positions and (forward.mask is not None or cache is not None or copies > 1):
+        apart = copies > 1 or self.owners is not None
+        if self.takes_positions and (forward.mask is not None or cache is not None or apart):
             arguments["position_ids"] = tensor(forward.position_ids) + self.position_offset
         if forward.mask is not None:
             arguments["attention_mask"] = self._additive(tensor(forward.mask), cached)
@@ -219,6 +238,9 @@ class ScoringEngine:
         if not (normalise or self.head is None or torch.is_grad_enabled()):
             ids, places = np.unique(forward.target, return_inverse=True)
             wanted, index = (torch.from_numpy(array).to(self.device) for array in (ids, places))
+        if self.owners is not None:
+            owner = torch.from_numpy(forward.owner).to(self.device)
+            self.owners.tell(owner, keep if self.keeps_logits else torch.ones_like(keep), keep.shape[1])
         with _wanting(self.head, wanted):
             logits = self._call(**arguments).logits
         if not self.keeps_logits:

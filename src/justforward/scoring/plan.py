@@ -32,13 +32,15 @@ class Packed:
     """Rows packed into one token sequence of n fed tokens.
 
     tokens, depths: [n] ids and position ids; ancestors: [n, n] bool, or None where the sequence is a plain chain;
-    reads: for every scored token (position of the logits to read, token id, flat output index).
+    reads: for every scored token (position of the logits to read, token id, flat output index); owner: whose it is,
+    where rows have owners.
     """
 
     tokens: list[int] = field(default_factory=list)
     depths: list[int] = field(default_factory=list)
     ancestors: np.ndarray | None = None
     reads: list[tuple[int, int, int]] = field(default_factory=list)
+    owner: int = 0
 
 
 @dataclass
@@ -47,7 +49,8 @@ class Forward:
 
     input_ids, position_ids: [B, N] int64; mask: [B, N, N] bool (True: attends) or None for plain causal attention;
     keep: [B, N] bool, the positions whose logits are needed (K of them, in row-major order);
-    source, target, output: [T] for each scored token its index among the K, its token id, its flat output index.
+    source, target, output: [T] for each scored token its index among the K, its token id, its flat output index;
+    owner: [B] int64, whose each sequence is.
     """
 
     input_ids: np.ndarray
@@ -57,6 +60,7 @@ class Forward:
     source: np.ndarray
     target: np.ndarray
     output: np.ndarray
+    owner: np.ndarray
 
     def halves(self) -> tuple[Forward, Forward]:
         """The same work in two passes, each over half of the sequences; there must be two or more."""
@@ -70,7 +74,7 @@ class Forward:
         # The sequences of a part are neighbours, and so are their positions among those that are kept.
         return Forward(
             *(self.input_ids[rows], self.position_ids[rows], mask, self.keep[rows]),
-            *(source - source.min(), self.target[scored], self.output[scored]),
+            *(source - source.min(), self.target[scored], self.output[scored], self.owner[rows]),
         )
 
 
@@ -103,15 +107,16 @@ def make_plan(
     share_prefix: bool = True,
     pack_trees: bool = True,
     pass_tokens: int = PASS_TOKENS,
+    owners: Sequence[int] | None = None,
 ) -> Plan:
     """Plan the forward passes that score `rows`, in any order, with at most `token_budget` tokens in each.
 
     A sequence longer than the budget gets a forward of its own. `share_prefix=False` uses no KV cache;
     `pack_trees=False` feeds every distinct row by itself, unless it is the beginning of another; `pass_tokens` is the
-    cost of a forward, in tokens.
+    cost of a forward, in tokens; rows of different `owners` share no sequence.
     """
     prefix = _common_prefix(rows) if share_prefix else ()
-    sequences = _pack(rows, _Packer(len(prefix), pack_trees, token_budget))
+    sequences = _pack(rows, _Packer(len(prefix), pack_trees, token_budget), owners)
     return _plan(rows, prefix, _batches(sequences, token_budget, pass_tokens))
 
 
@@ -121,15 +126,19 @@ def plan_alone(rows: Sequence[Row]) -> Plan:
     return replace(_plan(rows, (), [[sequence] for sequence in sequences]), batched=False)
 
 
-def _pack(rows: Sequence[Row], packer: _Packer) -> list[Packed]:
+def _pack(rows: Sequence[Row], packer: _Packer, owners: Sequence[int] | None = None) -> list[Packed]:
     offsets = np.concatenate([[0], np.cumsum(_lengths(rows))])[:-1]
     sequences: list[Packed] = []
-    for i in sorted(range(len(rows)), key=lambda i: rows[i].tokens[:-1]):
-        if not packer.add(rows[i], int(offsets[i])):
-            sequences.append(packer.finish())
+    owned = owners or [0] * len(rows)
+    owner = 0
+    for i in sorted(range(len(rows)), key=lambda i: (owned[i], rows[i].tokens[:-1])):
+        if packer.branches and (owned[i] != owner or not packer.add(rows[i], int(offsets[i]))):
+            sequences.append(packer.finish(owner))
+        if not packer.branches:
             packer.add(rows[i], int(offsets[i]))
+        owner = owned[i]
     if rows:
-        sequences.append(packer.finish())
+        sequences.append(packer.finish(owner))
     return sequences
 
 
@@ -216,9 +225,10 @@ class _Packer:
     def is_chain(self) -> bool:
         return len(self.sequence.tokens) == self.longest
 
-    def finish(self) -> Packed:
+    def finish(self, owner: int) -> Packed:
         """The packed sequence; the packer starts anew."""
         sequence = self.sequence
+        sequence.owner = owner
         if not self.is_chain:
             n = len(sequence.tokens)
             ancestors = np.zeros((n, n), dtype=bool)
@@ -280,4 +290,5 @@ def _pad(batch: list[Packed]) -> Forward:
     rank = np.cumsum(keep.ravel()).reshape(keep.shape) - 1
     reads = [(rank[b, position], token, output) for b, s in enumerate(batch) for position, token, output in s.reads]
     source, target, output = (np.array(column, dtype=np.int64) for column in zip(*reads, strict=True))
-    return Forward(input_ids, position_ids, mask, keep, source, target, output)
+    owner = np.array([s.owner for s in batch], dtype=np.int64)
+    return Forward(input_ids, position_ids, mask, keep, source, target, output, owner)

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from justforward.optim.directions.base import Owners
 from justforward.registry import Registry
 from justforward.scoring import Plan, Scores, ScoringEngine
 from justforward.scoring.prompts import PromptEncoder, Row
@@ -37,13 +38,15 @@ class Example:
 class Batch:
     """Examples with the plan that scores all their rows.
 
-    weight: the number of items the loss averages; normalise: False where logits do in place of log-probabilities.
+    weight: the number of items the loss averages; normalise: False where logits do in place of log-probabilities;
+    owners: the direction that each example probes, where a step's directions divide the batch.
     """
 
     examples: tuple[Example, ...]
     plan: Plan
     weight: int
     normalise: bool = True
+    owners: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,10 @@ class ScoredObjective(ABC):
     """An objective that is a function of the rows' scores."""
 
     @abstractmethod
+    def batch(self, engine: ScoringEngine, examples: Sequence[Example], owners: tuple[int, ...] | None = None) -> Batch:
+        """See Objective; owners: the direction that each example probes, where they differ."""
+
+    @abstractmethod
     def evaluate(self, scores: Scores, batch: Batch) -> Measured:
         """The loss, and what is right, from the scores of the batch's rows."""
 
@@ -89,6 +96,16 @@ class ScoredObjective(ABC):
         """[2] losses, of the two halves of the doubled batch, in one pass."""
         pair = engine.run_pair(batch.plan, normalise=batch.normalise)
         return torch.stack([self.evaluate(scores, batch).loss for scores in pair])
+
+    @abstractmethod
+    def sums(self, scores: Scores, batch: Batch) -> Tensor:
+        """[B] float32: the part of each example in the sum that the loss is the mean of."""
+
+    def measure_shares(self, engine: ScoringEngine, batch: Batch, count: int, owners: Owners) -> Tensor:
+        """[count] float32: each direction's share of the loss, times their number; see `optim.probes.closures.Shares`."""
+        sums = self.sums(engine.run(batch.plan, normalise=batch.normalise, owners=owners), batch)
+        owner = torch.tensor(batch.owners, device=sums.device)
+        return sums.new_zeros(count).index_add(0, owner, sums) * (count / batch.weight)
 
 
 OBJECTIVES: Registry[type] = Registry("objective", entry_points="justforward.objectives")
@@ -106,26 +123,32 @@ class Classification(ScoredObjective):
         label = encoder.task.gold_index(sample)
         return Example(tuple(encoder.candidates(sample)), label)
 
-    def batch(self, engine: ScoringEngine, examples: Sequence[Example]) -> Batch:
+    def batch(self, engine: ScoringEngine, examples: Sequence[Example], owners: tuple[int, ...] | None = None) -> Batch:
         """See Objective; the loss averages examples.
 
         Where the candidates of an example are one token each after one prompt, the sum over the vocabulary is the same
         in all its scores and cancels in the loss: the head is run for the candidates' tokens alone.
         """
-        plan = engine.plan([r for e in examples for r in e.rows])
+        whose = None if owners is None else [owner for owner, e in zip(owners, examples, strict=True) for _ in e.rows]
+        plan = engine.plan([r for e in examples for r in e.rows], whose)
         cancels = all(
             r.start == len(r.tokens) - 1 and r.tokens[:-1] == e.rows[0].tokens[:-1] for e in examples for r in e.rows
         )
-        return Batch(tuple(examples), plan, len(examples), normalise=not cancels)
+        return Batch(tuple(examples), plan, len(examples), normalise=not cancels, owners=owners)
 
     def evaluate(self, scores: Scores, batch: Batch) -> Measured:
         """See the class; an example is right when its label has the highest score."""
         by_example = scores.means().split([len(e.rows) for e in batch.examples])
-        losses = torch.stack(
-            [torch.logsumexp(s, 0) - s[e.label] for s, e in zip(by_example, batch.examples, strict=True)]
-        )
+        losses = self.sums(scores, batch)
         correct = torch.stack([s.argmax() == e.label for s, e in zip(by_example, batch.examples, strict=True)])
         return Measured(losses.mean(), correct & losses.isfinite(), losses)
+
+    def sums(self, scores: Scores, batch: Batch) -> Tensor:
+        """See ScoredObjective: the examples' losses."""
+        by_example = scores.means().split([len(e.rows) for e in batch.examples])
+        return torch.stack(
+            [torch.logsumexp(s, 0) - s[e.label] for s, e in zip(by_example, batch.examples, strict=True)]
+        )
 
 
 @OBJECTIVES.register("teacher_forcing")
@@ -142,11 +165,15 @@ class TeacherForcing(ScoredObjective):
         """The gold option's row alone."""
         return Example((encoder.gold(sample, only_option=self.only_option),), 0)
 
-    def batch(self, engine: ScoringEngine, examples: Sequence[Example]) -> Batch:
+    def batch(self, engine: ScoringEngine, examples: Sequence[Example], owners: tuple[int, ...] | None = None) -> Batch:
         """See Objective; the loss averages tokens."""
-        plan = engine.plan([e.rows[0] for e in examples])
-        return Batch(tuple(examples), plan, int(plan.lengths.sum()))
+        plan = engine.plan([e.rows[0] for e in examples], owners)
+        return Batch(tuple(examples), plan, int(plan.lengths.sum()), owners=owners)
 
     def evaluate(self, scores: Scores, batch: Batch) -> Measured:
         """See the class."""
         return Measured(-scores.token_logprobs.mean())
+
+    def sums(self, scores: Scores, batch: Batch) -> Tensor:
+        """See ScoredObjective: of the tokens' negative log-probabilities."""
+        return -scores.sums()

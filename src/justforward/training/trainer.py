@@ -18,14 +18,17 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
 from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import find_batch_size, slice_tensors
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from justforward.optim import Estimate, MeZO, NoiseSource
+from justforward.optim.directions.base import Owners
 from justforward.optim.distribution.ranks import Ranks
 from justforward.optim.distribution.shards import is_sharded, shard
+from justforward.optim.probes.closures import Shares
 from justforward.optim.rules.base import Rule
 from justforward.scoring import ScoringEngine
 from justforward.training.checkpoint_trainer import CheckpointMixin
@@ -52,6 +55,7 @@ class MeZOMixin(TrajectoryMixin):
         zo_eps: size of the probe.
         zo_samples: directions per step.
         zo_sides: 2 or 1; see MeZO.
+        zo_split: every direction probes its own share of a batch; see MeZO.
         zo_shaping: what a step differences; see MeZO.
         zo_rule: what is made of the estimates; None for SGD.
         zo_max_skipped: so many steps in a row with a loss that is not finite end the training.
@@ -73,6 +77,7 @@ class MeZOMixin(TrajectoryMixin):
         zo_eps: float = 1e-3,
         zo_samples: int = 1,
         zo_sides: int = 2,
+        zo_split: bool = False,
         zo_shaping: str = "none",
         zo_rule: Rule | None = None,
         zo_max_skipped: int = 20,
@@ -89,6 +94,7 @@ class MeZOMixin(TrajectoryMixin):
             "eps": zo_eps,
             "samples": zo_samples,
             "sides": zo_sides,
+            "split": zo_split,
             "shaping": zo_shaping,
             "rule": zo_rule,
             "max_skipped": zo_max_skipped,
@@ -173,14 +179,31 @@ class MeZOMixin(TrajectoryMixin):
             assert isinstance(loss, Tensor)
             return loss
 
-        paired = self.paired_closure(model, inputs)
-        estimate = self.mezo.estimate(closure, weight=self.batch_weight(inputs), paired=paired)
+        if self.mezo.split:
+            more: dict[str, Any] = {"shares": self.shares(model, inputs, self.mezo.samples)}
+        else:
+            more = {"paired": self.paired_closure(model, inputs)}
+        estimate = self.mezo.estimate(closure, weight=self.batch_weight(inputs), **more)
         loss = torch.tensor(estimate.loss, device=self.args.device)
         return loss / self.current_gradient_accumulation_steps
 
     def paired_closure(self, model: nn.Module, inputs: dict[str, Any]) -> Callable[[], Tensor] | None:
         """What evaluates both probes of this micro-batch in one forward; see `MeZO.estimate`. None: two forwards."""
         return None
+
+    def shares(self, model: nn.Module, inputs: dict[str, Any], count: int) -> Shares:
+        """The micro-batch divided among directions: as many parts, of whole examples, each with a loss of its own."""
+        size = find_batch_size(inputs)
+        assert size is not None
+        parts = [slice(i * size // count, (i + 1) * size // count) for i in range(count)]
+
+        def alone(i: int) -> Tensor | float:
+            some = slice_tensors(inputs, parts[i])
+            items = parts[i].stop - parts[i].start
+            with self.compute_loss_context_manager():
+                return self.compute_loss(model, some) * items * count / size if items else 0.0
+
+        return Shares(count, alone)
 
     def batch_weight(self, inputs: dict[str, Any]) -> float:
         """How many items the loss of this micro-batch averages; accumulated estimates are weighted by it."""
@@ -297,6 +320,30 @@ class ObjectiveMixin(_Base):
                 return objective.measure_pair(self.engine, batch)
 
         return closure
+
+    def shares(self, model: nn.Module, inputs: dict[str, Any], count: int) -> Shares:
+        """The batch divided among directions by examples, evaluated in one pass where the objective is of scores."""
+        objective, examples = self.objective, inputs["examples"]
+        owners = tuple(i * count // len(examples) for i in range(len(examples)))
+        whole = self._planned(inputs)
+
+        def alone(direction: int) -> Tensor | float:
+            own = [e for e, owner in zip(examples, owners, strict=True) if owner == direction]
+            if not own:
+                return 0.0
+            part = objective.batch(self.engine, own)
+            with self._calling(model), self.compute_loss_context_manager():
+                return objective.measure(self.engine, part).loss * (part.weight * count / whole.weight)
+
+        if not isinstance(objective, ScoredObjective):
+            return Shares(count, alone)
+        scored, batch = objective, objective.batch(self.engine, examples, owners)
+
+        def together(told: Owners) -> Tensor:
+            with self._calling(model), self.compute_loss_context_manager():
+                return scored.measure_shares(self.engine, batch, count, told)
+
+        return Shares(count, alone, together)
 
     def batch_weight(self, inputs: dict[str, Any]) -> float:
         """The number of examples or tokens that the objective averages."""

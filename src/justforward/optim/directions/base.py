@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -71,6 +72,29 @@ class Directions(ABC):
     def factors(self, name: str, p: Tensor, place: Place) -> tuple[Tensor, Tensor] | None:
         """A [rows, r] and B [width, r], float32, with z = A B^T; None where the rank is not low."""
         return None
+
+    def products(self, name: str, p: Tensor, places: Sequence[Place], owner: Tensor, x: Tensor) -> Tensor | None:
+        """What z adds to a product, where each entry of a batch has its own z: [N, ..., rows], float32.
+
+        owner: int64 [N], which of `places` each entry's direction is that of; x: [N, ..., width]. None where that
+        cannot be told without z itself.
+        """
+        found = [self.factors(name, p, place) for place in places]
+        known = [pair for pair in found if pair is not None]
+        if len(known) < len(found):
+            return None
+        a, b = (torch.stack(parts)[owner] for parts in zip(*known, strict=True))
+        flat = x.reshape(len(x), -1, x.shape[-1]).float()
+        return ((flat @ b) @ a.mT).view(*x.shape[:-1], -1)
+
+    def combined(self, name: str, p: Tensor, place: Place, coefficients: Sequence[float], rows: slice) -> Tensor:
+        """The sum over a step's directions of coefficient z, of some rows: [rows, width], float32."""
+        total = None
+        for sample, coefficient in enumerate(coefficients):
+            z = self.values(name, p, place._replace(sample=sample), rows).mul_(coefficient)
+            total = z if total is None else total.add_(z)
+        assert total is not None
+        return total
 
     def describe(self) -> dict[str, Any]:
         """Its settings, the arguments that it is made with, as JSON values for the header of a log."""
@@ -177,13 +201,42 @@ def move_rows(
     noise.move_(matrix[rows], values, key, decay, start=start, rounding=rounding, residual=rest)
 
 
+class NotDivisible(RuntimeError):
+    """A module was given something whose rows cannot be told apart: the model computes with one direction at a time."""
+
+
+class Owners:
+    """Which of a step's directions each row of a batch has; told anew before each forward pass.
+
+    count: how many directions the step has; present: the numbers of those that the pass has.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.present: list[int] = []
+        self._known: list[Tensor] = []
+
+    def tell(self, rows: Tensor, kept: Tensor, width: int) -> None:
+        """rows: int64 [B], a direction's number for each sequence; kept: bool [B, width], positions the head is given."""
+        present, index = rows.unique(return_inverse=True)
+        self.present = present.tolist()
+        self._known = [index, index.repeat_interleave(kept.sum(1).to(index.device)), index.repeat_interleave(width)]
+
+    def of(self, x: Tensor) -> Tensor:
+        """Int64 [N]: the place in `present` of each entry of a tensor's first dimension. Raises NotDivisible."""
+        for known in self._known:
+            if x.dim() and len(x) == len(known):
+                return known
+        raise NotDivisible(f"{tuple(x.shape)} has no rows of the batch")
+
+
 @dataclass
 class Perturbation:
     """What all modules compute with during one probe.
 
     place: the direction's; scales: by parameter name, eps times the sign (of the first half, if `paired`); wholes: the
     parameters by name; reached: names of parameters whose owner was called; moved: perturbed copies of parameters of
-    few elements.
+    few elements; watch: notes what reads weights; owners: where each row has a direction of its own, whose number takes the place of the sample's.
     """
 
     directions: Directions
@@ -193,6 +246,25 @@ class Perturbation:
     paired: bool
     reached: set[str] = field(default_factory=set)
     moved: list[dict[str, Tensor]] = field(default_factory=list)
+    owners: Owners | None = None
+    watch: Any = None
+
+    @contextmanager
+    def perturbing(self) -> Iterator[None]:
+        """Inside, weights are read to be perturbed."""
+        if self.watch is None or self.watch.paused:
+            yield
+            return
+        self.watch.paused = True
+        try:
+            yield
+        finally:
+            self.watch.paused = False
+
+    def alone(self, sample: int) -> Perturbation:
+        """The same for one of the directions."""
+        place = self.place._replace(sample=sample)
+        return dataclasses.replace(self, place=place, moved=[self.moved[sample]], owners=None)
 
 
 @dataclass(frozen=True)
@@ -213,14 +285,18 @@ class Direction:
         where = {"seed": self.seed, "step": self.step, "sample": self.sample}
         self.noise.add_(self.parameters, **where, scales=scales, decays=decays)
 
+    def of(self, sample: int) -> Direction:
+        """The step's direction number `sample`."""
+        return dataclasses.replace(self, sample=sample)
+
     def only(self, names: set[str]) -> Direction:
         """The same direction in the parameters of these names, and none in the others."""
         kept = [i for i, (name, _) in enumerate(self.parameters) if name in names]
         return dataclasses.replace(self, parameters=[self.parameters[i] for i in kept], eps=[self.eps[i] for i in kept])
 
-    def perturbation(self, sign: float, *, paired: bool = False) -> Perturbation:
+    def perturbation(self, sign: float, *, paired: bool = False, owners: Owners | None = None) -> Perturbation:
         """What modules compute with at theta + sign * eps * z."""
         assert isinstance(self.noise, Directions)
         scales = {name: sign * eps for (name, _), eps in zip(self.parameters, self.eps, strict=True)}
         place = Place(self.seed, self.step, self.sample)
-        return Perturbation(self.noise, place, scales, dict(self.parameters), paired)
+        return Perturbation(self.noise, place, scales, dict(self.parameters), paired, owners=owners)

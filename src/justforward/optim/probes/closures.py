@@ -4,14 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from justforward.optim.directions.base import Owners
 
 Loss = Tensor | float
 Closure = Callable[[], Loss]
 PairedClosure = Callable[[], Tensor]
 """Evaluates a doubled batch: [2], the loss of its first and that of its second half."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """A batch whose examples are divided among the directions of a step.
+
+    count: M, how many directions there are; alone: the part of the batch's loss that is one direction's share, times M;
+    together: [M], all of them in one pass, in which `owners` is told whose each row is before every forward. The mean
+    over directions is the loss of the batch.
+    """
+
+    count: int
+    alone: Callable[[int], Loss]
+    together: Callable[[Owners], Tensor] | None = None
+
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 """Largest difference of two probes' losses that rounding explains, relative to the loss where that is above 1."""

@@ -8,14 +8,15 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from justforward.optim.directions.base import Direction
-from justforward.optim.probes.closures import Closure, Loss, PairedClosure, close
-from justforward.optim.probes.modules import JustInTime, NotPaired, Reads
+from justforward.optim.directions.base import Direction, NotDivisible, Owners
+from justforward.optim.probes.closures import Closure, Loss, PairedClosure, Shares, close
+from justforward.optim.probes.modules import JustInTime, Reads
 from justforward.optim.probes.moving import CopyProbe, pristine
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ class JustInTimeProbe:
         """Parameters that are perturbed just in time; None until the first forward has been watched."""
         self.pairs: bool | None = None if pairs else False
         """Whether probing in pairs works; None until it has been tried."""
+        self.divides: bool | None = None
+        """Whether rows of a batch may have directions of their own; None until that has been tried."""
 
     def losses(self, direction: Direction, closure: Closure, paired: PairedClosure | None = None) -> tuple[Loss, Loss]:
         """The losses at theta + eps z and theta - eps z."""
@@ -65,6 +68,39 @@ class JustInTimeProbe:
     def plus(self, direction: Direction, closure: Closure) -> Loss:
         """The loss at theta + eps z."""
         return CopyProbe().plus(direction, closure) if self.copies else self._side(direction, 1.0, closure)
+
+    def shared(self, direction: Direction, sign: float, shares: Shares) -> Tensor | None:
+        """[M] losses: of each direction's share of the batch at theta + sign eps z of that direction, in one pass.
+
+        None where the model or the batch does not take it.
+        """
+        if self.divides is False or shares.together is None:
+            return None
+        if self._apart(direction, functools.partial(shares.alone, 0)).parameters:
+            self.divides = False
+            return None
+        owners = Owners(shares.count)
+        try:
+            with self.modules.perturbed(direction.perturbation(sign, owners=owners)):
+                together = shares.together(owners)
+        except (NotDivisible, RuntimeError, ValueError, TypeError, IndexError) as error:
+            if self.divides:
+                raise
+            logger.info("directions are probed one by one: %s", error)
+            self.divides = False
+            return None
+        if self.divides is None:
+            self.divides = self._same_alone(direction, sign, shares, together)
+        return together if self.divides else None
+
+    def _same_alone(self, direction: Direction, sign: float, shares: Shares, together: Tensor) -> bool:
+        weights = [p for _, p in direction.parameters]
+        for sample, loss in enumerate(together):
+            alone = self._at(direction.of(sample), sign, functools.partial(shares.alone, sample))
+            if not close(loss, alone, weights):
+                logger.info("directions are probed one by one: %g together, and %g alone", loss, alone)
+                return False
+        return True
 
     def _apart(self, direction: Direction, closure: Closure) -> Direction:
         """The part of a direction that cannot be made just in time, once the first forward has been watched."""
@@ -94,7 +130,8 @@ class JustInTimeProbe:
 
     def _watch(self, direction: Direction, closure: Closure) -> None:
         """Find what must not be perturbed just in time: what no call reaches, and what is read outside its module."""
-        by, reads = direction.perturbation(1.0), Reads(direction.parameters)
+        by = direction.perturbation(1.0)
+        reads = by.watch = Reads(direction.parameters)
         with self.modules.perturbed(by), reads:
             closure()
         self.reached = by.reached - reads.names
@@ -128,7 +165,7 @@ class JustInTimeProbe:
         alone = self._at(direction, 1.0, closure), self._at(direction, -1.0, closure)
         try:
             together = self._pair(direction, paired)
-        except (NotPaired, RuntimeError, ValueError, TypeError, IndexError) as error:
+        except (NotDivisible, RuntimeError, ValueError, TypeError, IndexError) as error:
             logger.info("no probes in pairs: %s", error)
             return False
         weights = [p for _, p in direction.parameters]

@@ -8,6 +8,7 @@ and whose second half theta - eps z. Both come from one draw, so a step draws z 
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from justforward.optim.directions.base import CHUNK, Perturbation
+from justforward.optim.directions.base import CHUNK, NotDivisible, Perturbation
+from justforward.optim.probes import members
 from justforward.optim.scored_head import ScoredLinear, float32_linear
 
 logger = logging.getLogger(__name__)
@@ -26,10 +28,6 @@ logger = logging.getLogger(__name__)
 FEW = 1 << 16
 """Weights of at most so many elements (norms, biases) are perturbed all at once, before the forward begins: a launch of
 their own would cost more than their noise."""
-
-
-class NotPaired(RuntimeError):
-    """A module was given something that has no two halves: the model cannot be probed in pairs."""
 
 
 class JustInTime:
@@ -44,11 +42,12 @@ class JustInTime:
         self.scratch = Scratch()
         self.few = {name: p for name, p in parameters if p.numel() <= FEW}
         names = {id(p): name for name, p in parameters}
-        self.modules: list[_Module] = []
+        self.modules: list[Installed] = []
+        spreads: dict[type, bool] = {}
         for module in model.modules():
             own = {a: names[id(p)] for a, p in module.named_parameters(recurse=False) if id(p) in names}
             if own:
-                self.modules.append(_Module(module, own, self.scratch))
+                self.modules.append(Installed(module, own, self.scratch, spreads))
 
     @contextmanager
     def perturbed(self, by: Perturbation) -> Iterator[None]:
@@ -57,11 +56,11 @@ class JustInTime:
         Unless paired, parameters of few elements have perturbed copies in their place throughout.
         """
         few = {name: p for name, p in self.few.items() if name in by.scales}
-        by.moved = moved_copies(self.scratch, few, by)
+        by.moved = self._moved(few, by)
         originals = {name: p.data for name, p in few.items()}
-        installed: list[_Module] = []
+        installed: list[Installed] = []
         try:
-            if not by.paired:
+            if not (by.paired or by.owners):
                 by.reached.update(few)
                 for name, p in few.items():
                     p.data = by.moved[0][name]
@@ -74,6 +73,14 @@ class JustInTime:
                 module.remove()
             for name, p in few.items():
                 p.data = originals[name]
+
+    def _moved(self, few: dict[str, Tensor], by: Perturbation) -> list[dict[str, Tensor]]:
+        """Copies of parameters of few elements for each direction: two, or as many as rows have."""
+        if by.owners is None:
+            return moved_copies(self.scratch, few, by)
+        vectors = {name: p for name, p in by.wholes.items() if p.dim() == 1}
+        by.moved = [{} for _ in range(by.owners.count)]
+        return [moved_copies(self.scratch, vectors, by.alone(m), use=-1 - m)[0] for m in range(by.owners.count)]
 
 
 def moved_copies(
@@ -126,13 +133,13 @@ class Scratch:
         return buffer[:count]
 
 
-class _Module:
+class Installed:
     """One module, and how it computes while it is installed."""
 
     by: Perturbation
 
-    def __init__(self, module: nn.Module, own: dict[str, str], scratch: Scratch):
-        self.module, self.own, self.scratch = module, own, scratch
+    def __init__(self, module: nn.Module, own: dict[str, str], scratch: Scratch, spreads: dict[type, bool]):
+        self.module, self.own, self.scratch, self.spreads = module, own, scratch, spreads
         self.used: dict[str, str] = {}
         self.original: Callable[..., Any] | None = None
         self.hooked = "forward" in vars(module)
@@ -140,18 +147,22 @@ class _Module:
     def install(self, by: Perturbation) -> bool:
         """Make the module compute with perturbed weights, where it has any that are not in place already."""
         self.used = {a: name for a, name in self.own.items() if name in by.scales}
-        if not self.used or (not by.paired and all(name in by.moved[0] for name in self.used.values())):
+        one = not by.paired and by.owners is None
+        if not self.used or (one and all(name in by.moved[0] for name in self.used.values())):
             return False
         self.by, module = by, self.module
         self.hooked = "forward" in vars(module)
         self.original = module.forward
         weight = self.used.get("weight")
         if not self.hooked and type(module) in (nn.Linear, ScoredLinear) and weight is not None:
-            module.forward = self._linear  # type: ignore[method-assign]
+            compute: Callable[..., Any] = self.linear
         elif not self.hooked and type(module) is nn.Embedding and module.max_norm is None:
-            module.forward = self._embedding  # type: ignore[method-assign]
+            compute = self.embedding
         else:
-            module.forward = self._swapped  # type: ignore[method-assign]
+            compute = self.swapped
+        if by.owners is not None:
+            compute = functools.partial(members.compute, self, compute)
+        module.forward = compute  # type: ignore[method-assign]
         return True
 
     def remove(self) -> None:
@@ -162,9 +173,13 @@ class _Module:
             del self.module.forward
         self.original = None
 
-    def _linear(self, x: Tensor) -> Tensor:
+    def linear(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]: x W'^T + b', W' made in pieces of whole rows."""
         self.by.reached.update(self.used.values())
+        with self.by.perturbing():
+            return self._linear(x)
+
+    def _linear(self, x: Tensor) -> Tensor:
         module = self.module
         assert isinstance(module, nn.Linear)
         scored = isinstance(module, ScoredLinear)
@@ -213,9 +228,13 @@ class _Module:
         chosen = [None if b is None else b[wanted] for b in biases]
         return torch.cat([float32_linear(h, w, b) for h, w, b in zip(halves, moved, chosen, strict=True)])
 
-    def _embedding(self, ids: Tensor) -> Tensor:
+    def embedding(self, ids: Tensor) -> Tensor:
         """Rows of W', made as they are looked up: to find repeated ids, a GPU would have to be waited for."""
         self.by.reached.update(self.used.values())
+        with self.by.perturbing():
+            return self._embedding(ids)
+
+    def _embedding(self, ids: Tensor) -> Tensor:
         assert isinstance(self.module, nn.Embedding)
         weight, half = self.module.weight.detach(), self._halves(ids)[0].numel()
         shape = (ids.numel(), weight.shape[1])
@@ -226,7 +245,7 @@ class _Module:
         looked_up = torch.cat([moved[0][:half], moved[1][half:]]) if self.by.paired else moved[0]
         return looked_up.view(*ids.shape, -1)
 
-    def _swapped(self, *args: Any, **kwargs: Any) -> Any:
+    def swapped(self, *args: Any, **kwargs: Any) -> Any:
         """Any module: its own forward, with perturbed weights in place of its own."""
         self.by.reached.update(self.used.values())
         assert self.original is not None
@@ -238,7 +257,8 @@ class _Module:
         tensors = {a: getattr(self.module, a) for a in self.used}
         originals = {a: t.data for a, t in tensors.items()}
         results = []
-        moved = self._moved(originals)
+        with self.by.perturbing():
+            moved = self._moved(originals)
         self.scratch.depth += 1
         try:
             for weights, (some_args, some_kwargs) in zip(moved, given, strict=True):
@@ -255,7 +275,7 @@ class _Module:
         if not self.by.paired:
             return (x,)
         if x.dim() == 0 or x.shape[0] % 2:
-            raise NotPaired(f"{type(self.module).__name__} was given {tuple(x.shape)}, which has no two halves")
+            raise NotDivisible(f"{type(self.module).__name__} was given {tuple(x.shape)}, which has no two halves")
         return x.chunk(2)
 
     def _moved(self, tensors: dict[str, Any], *, first: int = 0, use: int = 2) -> list[dict[str, Any]]:
@@ -290,22 +310,23 @@ def _joined(first: Any, second: Any) -> Any:
         return type(first)(_joined(a, b) for a, b in zip(first, second, strict=True))
     if first is None:
         return None
-    raise NotPaired(f"a module returned {type(first).__name__}, which has no two halves")
+    raise NotDivisible(f"a module returned {type(first).__name__}, which has no two halves")
 
 
 class Reads(TorchDispatchMode):
-    """Notes which of the given tensors any operation reads inside.
+    """Notes which of the given tensors any operation reads inside, but those that perturb them.
 
-    During a probe nothing may read a weight itself: whatever does would see theta unperturbed.
+    During a probe nothing else may read a weight itself: whatever does would see theta unperturbed.
     """
 
     def __init__(self, parameters: Sequence[tuple[str, Tensor]]):
         super().__init__()
         self.watched = {p.untyped_storage().data_ptr(): name for name, p in parameters}
         self.names: set[str] = set()
+        self.paused = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not func.is_view:
+        if not (self.paused or func.is_view):
             for value in tree_leaves((args, kwargs)):
                 if type(value) in (Tensor, nn.Parameter):
                     name = self.watched.get(value.untyped_storage().data_ptr())

@@ -43,11 +43,13 @@ SHAPINGS: dict[str, Callable[[list[float], list[float]], list[float]]] = {
     "zscore": _zscores,
     "deviation": _over_deviation,
     "second_moment": _as_they_are,
+    "spread": _as_they_are,
 }
 """What becomes of a step's losses before they are differenced, given all of them and those of perturbed weights.
 
-"deviation" is FZOO's scale (arXiv 2506.09034). "second_moment" is a scale over steps, which is applied to the projected
-gradients: see `SecondMoment`.
+"deviation" is FZOO's scale (arXiv 2506.09034). Two are applied to the projected gradients: "second_moment" is a scale over
+steps, see `over_second_moment`; "spread" one over the directions of a step, whose losses may be of different data (GRZO:
+arXiv 2606.02857; it divides by the standard deviation, which is nothing where all agree, and this by the root mean square).
 """
 
 FEWEST = 5
@@ -113,8 +115,12 @@ def make_estimate(losses: Sequence[float], *, eps: float, shaping: str = "none",
     else:
         base, *shaped = SHAPINGS[shaping]([minuses[0], *pluses], pluses)
         pairs = ((value, base) for value in shaped)
+    projected_grads = [(a - b) / (sides * eps) for a, b in pairs]
+    if shaping == "spread":
+        root = math.sqrt(sum(g * g for g in projected_grads) / len(projected_grads))
+        projected_grads = [g / root if root else 0.0 for g in projected_grads]
     return Estimate(
         losses=tuple(zip(pluses, minuses, strict=True)),
         # Rounded to what a trajectory log keeps, so that a replay is the run: relative error 2^-16.
-        projected_grads=tuple(quantize((a - b) / (sides * eps)) for a, b in pairs),
+        projected_grads=tuple(quantize(g) for g in projected_grads),
     )

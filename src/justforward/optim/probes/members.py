@@ -1,0 +1,135 @@
+"""A forward pass whose rows have directions of their own, members of one step: what a module computes for them.
+
+The product with the weights is made once, for all rows; what a direction adds is a product of its parts. Weights are
+only read, and no copy of them is perturbed but of vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from justforward.optim.directions.base import NotDivisible, Owners
+from justforward.optim.scored_head import ScoredLinear, float32_linear
+
+if TYPE_CHECKING:
+    from justforward.optim.probes.modules import Installed
+
+Compute = Callable[..., Any]
+
+
+def compute(own: Installed, alone: Compute, *args: Any, **kwargs: Any) -> Any:
+    """The module's output, each row's at its own direction; `alone` computes it at the one of `own.by`."""
+    module, owners = own.module, own.by.owners
+    assert owners is not None
+    own.by.reached.update(own.used.values())
+    if isinstance(module, nn.Linear) and alone == own.linear:
+        chosen = isinstance(module, ScoredLinear) and module.wanted is not None
+        with own.by.perturbing():
+            result = None if chosen else _linear(own, module, owners, *args)
+    elif type(module) is not nn.Embedding and all(getattr(module, a).dim() == 1 for a in own.used):
+        result = _vectors(own, module, alone, owners, args, kwargs)
+    else:
+        result = None
+    return _one_by_one(own, alone, owners, args, kwargs) if result is None else result
+
+
+def _linear(own: Installed, module: nn.Linear, owners: Owners, x: Tensor) -> Tensor | None:
+    """[N, ..., in] -> [N, ..., out]: x W^T + s x z^T + b'."""
+    by, name, owner = own.by, own.used.get("weight"), owners.of(x)
+    bias, moved = module.bias, None
+    if "bias" in own.used:
+        bias, moved = None, _vector(own, "bias", owners, x)
+    added = None
+    if name is not None:
+        places = [by.place._replace(sample=sample) for sample in owners.present]
+        added = by.directions.products(name, module.weight.detach(), places, owner, x)
+        if added is None:
+            return None
+        added.mul_(by.scales[name])
+    product = float32_linear if isinstance(module, ScoredLinear) else nn.functional.linear
+    out = product(x, module.weight.detach(), None if bias is None else bias.detach())
+    for more in (added, moved):
+        out = out if more is None else out.add_(more)
+    return out
+
+
+def _vectors(
+    own: Installed, module: nn.Module, alone: Compute, owners: Owners, args: Any, kwargs: Any
+) -> Tensor | None:
+    """A module of vectors, such as a norm: its own forward, with vectors that differ from row to row.
+
+    Held once per type of module to what the rows give one by one.
+    """
+    own_class = type(module)
+    if own.spreads.get(own_class) is False or len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
+        return None
+    vectors = {a: _vector(own, a, owners, args[0]) for a in own.used}
+    if own_class is nn.LayerNorm:
+        return _layer_norm(module, args[0], vectors)
+    tensors = {a: getattr(module, a) for a in vectors}
+    originals = {a: t.data for a, t in tensors.items()}
+    try:
+        for a, t in tensors.items():
+            t.data = vectors[a]
+        assert own.original is not None
+        result = own.original(*args)
+    except RuntimeError:
+        own.spreads[own_class] = False
+        return None
+    finally:
+        for a, t in tensors.items():
+            t.data = originals[a]
+    if own_class not in own.spreads:
+        expected = _one_by_one(own, alone, owners, args, kwargs)
+        own.spreads[own_class] = isinstance(result, Tensor) and torch.equal(result, expected)
+    return result if own.spreads[own_class] else None
+
+
+def _layer_norm(module: Any, x: Tensor, vectors: dict[str, Tensor]) -> Tensor:
+    """`nn.LayerNorm`, whose kernel takes one vector for all rows."""
+    normed = nn.functional.layer_norm(x, module.normalized_shape, None, None, module.eps)
+    weight, bias = vectors.get("weight", module.weight), vectors.get("bias", module.bias)
+    normed = normed if weight is None else normed.mul_(weight)
+    return normed if bias is None else normed.add_(bias)
+
+
+def _vector(own: Installed, attribute: str, owners: Owners, x: Tensor) -> Tensor:
+    """A trained vector of each entry of x [N, ..., width]: [N, 1, ..., width]."""
+    name = own.used[attribute]
+    values = torch.stack([own.by.moved[sample][name] for sample in owners.present])[owners.of(x)]
+    return values.view(len(x), *[1] * (x.dim() - 2), -1)
+
+
+def _one_by_one(own: Installed, alone: Compute, owners: Owners, args: Any, kwargs: Any) -> Any:
+    """Each direction's rows by themselves, and their outputs in the order of the batch."""
+    leaves, spec = tree_flatten((args, kwargs))
+    by, results = own.by, []
+    try:
+        for place, sample in enumerate(owners.present):
+            chosen = [_rows(leaf, owners, place) for leaf in leaves]
+            some_args, some_kwargs = tree_unflatten(chosen, spec)
+            own.by = by.alone(sample)
+            results.append(alone(*some_args, **some_kwargs))
+    finally:
+        own.by = by
+    return tree_map(lambda *parts: _in_order(parts, owners), *results)
+
+
+def _rows(value: Any, owners: Owners, place: int) -> Any:
+    if not isinstance(value, Tensor) or value.dim() == 0 or len(value) == 1:
+        return value
+    return value[owners.of(value) == place]
+
+
+def _in_order(parts: Sequence[Any], owners: Owners) -> Any:
+    if not isinstance(parts[0], Tensor):
+        if all(part is None for part in parts):
+            return None
+        raise NotDivisible(f"a module returned {type(parts[0]).__name__}")
+    joined = torch.cat(list(parts))
+    return joined[owners.of(joined).argsort(stable=True).argsort()]
