@@ -19,7 +19,6 @@ from justforward.command_line.job import JobArguments
 from justforward.models.loading import LoadedModel
 from justforward.models.recipe import ModelRecipe
 from justforward.models.tuning import TuningSettings, choose
-from justforward.optim import CounterNoise
 from justforward.optim.build import build
 from justforward.optim.directions.base import Directions
 from justforward.optim.distribution.offload import Offload, to_file
@@ -144,19 +143,22 @@ class Assembly:
         """Measure what the arguments `names` should be, on batches of these examples."""
         job, size = self.job, self.arguments.per_device_train_batch_size
         model.eval()
-        probe = LossProbe(model, probe=job.zo_probe, noise=CounterNoise(job.zo_distribution), seed=self.arguments.seed)
+        probe = LossProbe(model, probe=job.zo_probe, noise=self.method()[0], seed=self.arguments.seed)
         closures = batch_closures(objective, engine, examples, size=size, seed=self.arguments.seed)
         batches_per_step = max(1, examples_per_step // size)
         return propose(probe, closures, names=names, batches_per_step=batches_per_step, samples=job.zo_samples)
 
     def method(self) -> tuple[Directions, Rule]:
-        """Directions and rule, as given, else as --zo_method has them."""
+        """Directions and rule, as given, else as --zo_method has them. Raises ValueError, in one line, for settings."""
         job, method = self.job, get_method(self.job.zo_method)
         names = ("rank", "refresh", "sparsity", "angle", "beta", "beta1", "beta2", "window")
         given = {name: getattr(job, f"zo_{name}") for name in names}
         directions = job.zo_directions or method.directions
         defaults = {**method.settings, "distribution": job.zo_distribution}
-        return build(directions, job.zo_rule or method.rule, given, defaults)
+        try:
+            return build(directions, job.zo_rule or method.rule, given, defaults)
+        except ValueError as error:
+            raise ValueError(f"--zo_method {job.zo_method}: {error}") from None
 
     def mezo_settings(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """MeZO's arguments of the trainer; `record` is the job for the log."""
@@ -171,6 +173,7 @@ class Assembly:
             "zo_probe": job.zo_probe,
             "noise": noise,
             "zo_sides": job.zo_sides,
+            "zo_split": job.zo_split,
             "zo_rule": rule,
             "zo_direction_groups": job.zo_direction_groups,
             "zo_check_steps": job.zo_check_steps,

@@ -89,6 +89,8 @@ def _run(parsed: Parsed, callbacks: Sequence[TrainerCallback]) -> None:
         num_eval_samples=min(job.num_eval or len(splits.validation), len(splits.validation)),
     )
     experiment = Experiment(parsed, task, splits, arguments, callbacks=callbacks)
+    if job.trainer == "zo":
+        experiment.parts.method()  # what is wrong with its settings is said before a model is loaded
     if job.train_set_seed is None and job.num_train_sets is None:
         experiment.one_set_per_sample(sets)
         return
@@ -239,7 +241,7 @@ class Experiment:
             trainer.save_model()
         if isinstance(trainer, ObjectiveMeZOTrainer) and trainer.log_path.exists() and arguments.process_index == 0:
             write_card(trainer.log_path.parent)
-        facts = {"train_steps": trainer.state.global_step, **facts}
+        facts = {"train_steps": trainer.state.global_step, **trainer.counted(), **facts}
         facts |= cut_facts(map(remarks.tokens_lost, train), "train_")
         if self.settled is not None:
             facts |= {**self.settled["values"], "auto": self.settled["reasons"]}

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from justforward.auto.rules import LADDER, EpsProposal, RateProposal, propose_eps, propose_rate
-from justforward.optim import CounterNoise
+from justforward.optim import CounterNoise, NoiseSource
 from justforward.optim.directions.base import Direction
 from justforward.optim.probes.choose import choose_probe
 from justforward.optim.probes.closures import Closure
@@ -64,7 +64,7 @@ class LossProbe:
         seed: of the directions.
     """
 
-    def __init__(self, model: nn.Module, *, probe: str = "auto", noise: CounterNoise | None = None, seed: int = 0):
+    def __init__(self, model: nn.Module, *, probe: str = "auto", noise: NoiseSource | None = None, seed: int = 0):
         self.parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.noise, self.seed = noise or CounterNoise(), seed
         self.probe = choose_probe("auto" if probe == "in_place" else probe, model, self.parameters, self.noise)

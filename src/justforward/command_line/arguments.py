@@ -101,5 +101,5 @@ def parse(argv: Sequence[str]) -> Parsed:
 def _of_method(own: Mapping[str, Any]) -> dict[str, Any]:
     """What the method says of arguments that every method has."""
     method = get_method(own.get("zo_method", "mezo"))
-    names = ("distribution", "samples", "sides", "shaping", "eps")
+    names = ("distribution", "samples", "sides", "split", "shaping", "eps")
     return {f"zo_{name}": getattr(method, name) for name in names}

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from justforward.optim.methods import METHODS
+
 if TYPE_CHECKING:
     from justforward.command_line.job import JobArguments
     from justforward.tasks import Task
@@ -67,6 +69,7 @@ def check(job: JobArguments, training_kwargs: Mapping[str, Any]) -> None:
         _calibration(job, generation=generation),
         _training(job, training_kwargs, generation=generation),
         _tuning(job),
+        _method(job, training_kwargs),
         _generation(job, generation=generation),
         _placement(job, training_kwargs),
     )
@@ -85,11 +88,55 @@ def check_auto(job: JobArguments, given: Mapping[str, Any], auto: Sequence[str])
             "learning_rate" in auto and job.zo_shaping != "none",
             f"--learning_rate auto is for losses, and --zo_shaping {job.zo_shaping} replaces them: give a number",
         ),
+        (
+            "learning_rate" in auto and _rule(job) != "sgd",
+            f"--learning_rate auto measures plain steps, and the rule is {_rule(job)}: give a number",
+        ),
         (bool(given.get("fsdp")), f"{words} does not measure weights that processes share (--fsdp): give numbers"),
     ]
     for broken, message in rules:
         if auto and broken:
             raise ValueError(message)
+
+
+def _rule(job: JobArguments) -> str:
+    return job.zo_rule or METHODS[job.zo_method].rule
+
+
+def _method(job: JobArguments, given: Mapping[str, Any]) -> list[Rule]:
+    directions, plain = job.zo_directions or METHODS[job.zo_method].directions, f"--zo_method {job.zo_method}"
+    dense = directions == "dense" and _rule(job) == "sgd"
+    if job.trainer != "zo":
+        return []
+    return [
+        (
+            job.zo_split and (job.zo_sides == 1 or job.zo_samples < 2),
+            f"--zo_split divides a batch among {job.zo_samples} directions on {job.zo_sides} side(s): it takes --zo_sides "
+            "2, and --zo_samples 2 or more",
+        ),
+        (
+            job.zo_split and job.zo_direction_groups > 1,
+            "--zo_split gives every direction a share of each batch: leave --zo_direction_groups out",
+        ),
+        (
+            job.zo_shaping == "deviation" and job.zo_sides * job.zo_samples < 2,
+            "--zo_shaping deviation divides by that of a step's losses, and there is one: raise --zo_samples",
+        ),
+        (
+            directions != "dense" and job.zo_distribution != "gaussian",
+            f"--zo_distribution {job.zo_distribution} is for dense directions, and these are {directions}: leave it "
+            "out",
+        ),
+        (
+            not dense and (bool(given.get("fsdp")) or job.zo_offload != "none"),
+            f"{plain}: {directions} directions and the rule {_rule(job)} take whole weights on one device: leave out "
+            "--fsdp and --zo_offload, or use dense directions and sgd",
+        ),
+        (
+            directions != "dense" and job.zo_probe == "in_place",
+            f"--zo_probe in_place takes dense directions, and these are {directions}: leave it out",
+        ),
+    ]
 
 
 def name_task(own: dict[str, Any]) -> None:

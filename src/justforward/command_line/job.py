@@ -158,9 +158,9 @@ class JobArguments:
     zo_directions: str | None = _arg(
         MEZO,
         None,
-        "Where directions come from: dense (a number for every weight), low_rank, subspace, sparse, cone. none: the "
-        "method's.",
-        choices=("dense", "low_rank", "subspace", "sparse", "cone"),
+        "Where directions come from: dense (a number for every weight), low_rank, subspace, outer, flipped, sparse, "
+        "cone. none: the method's.",
+        choices=("dense", "low_rank", "subspace", "outer", "flipped", "sparse", "cone"),
     )
     zo_rule: str | None = _arg(
         MEZO,
@@ -175,7 +175,13 @@ class JobArguments:
         "2: two forward passes for every direction, on both sides of the weights. 1: one for every direction, and one "
         "at the weights.",
     )
-    zo_rank: int | None = _arg(MEZO, None, "Of low_rank and subspace: the rank. none: the method's, as below.")
+    zo_split: bool = _arg(
+        MEZO,
+        False,
+        "Every direction probes a share of the batch of its own, all in the same two forward passes: --zo_samples "
+        "directions cost no more than one.",
+    )
+    zo_rank: int | None = _arg(MEZO, None, "Of low_rank, subspace and outer: the rank. none: the method's, as below.")
     zo_refresh: int | None = _arg(MEZO, None, "Of low_rank and subspace: steps until a new subspace is drawn.")
     zo_sparsity: float | None = _arg(MEZO, None, "Of sparse: the share of weights that are left alone.")
     zo_angle: float | None = _arg(MEZO, None, "Of cone: its half angle around the momentum, in radians.")
@@ -205,9 +211,10 @@ class JobArguments:
         MEZO,
         "none",
         "What a step differences: the losses (none), their ranks or z-scores among the step's probes, or the losses "
-        "over their deviation; second_moment divides by the root of the projected gradients' mean square so far. All "
-        "but none want another learning rate; ranks and z-scores help with coarse metrics (non_diff).",
-        choices=("none", "rank", "zscore", "deviation", "second_moment"),
+        "over their deviation; spread divides the projected gradients by their root mean square in the step, "
+        "second_moment by that of all steps so far. All but none want another learning rate; ranks and z-scores help "
+        "with coarse metrics (non_diff).",
+        choices=("none", "rank", "zscore", "deviation", "spread", "second_moment"),
     )
     zo_distribution: str = _arg(
         MEZO,

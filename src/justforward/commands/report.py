@@ -11,6 +11,7 @@ from justforward.command_line.parser import Parser
 from justforward.reporting.charts import trainings
 from justforward.reporting.page import many, to_html
 from justforward.reporting.reading import read_runs
+from justforward.reporting.runs import AXES
 from justforward.reporting.tables import Group, group, labels, make_table
 from justforward.reporting.texts import to_csv, to_latex, to_markdown
 from justforward.results.files import write_text
@@ -32,20 +33,20 @@ def report_command(words: list[str]) -> None:
     table = make_table(groups)
     texts = {".md": to_markdown(table), ".csv": to_csv(groups, table.tasks), ".tex": to_latex(table)}
     files = {page.with_suffix(suffix): text for suffix, text in texts.items()}
-    files = {page: to_html(groups, warnings, [path.name for path in files]), **files}
+    files = {page: to_html(groups, warnings, [path.name for path in files], given.x), **files}
     try:
         for path, text in files.items():
             write_text(path, text)
-        drawn = _write_plots(groups, page) if given.plots else []
+        drawn = _write_plots(groups, page, given.x) if given.plots else []
     except OSError as error:
         raise ValueError(f"--output {given.output}: cannot write ({error.strerror})") from error
     print(f"{many(len(runs), 'run')} -> {', '.join(str(path) for path in [*files, *drawn])}")
 
 
-def _write_plots(groups: Sequence[Group], page: Path) -> list[Path]:
+def _write_plots(groups: Sequence[Group], page: Path, axis: str) -> list[Path]:
     from justforward.reporting.figures import write_plots  # loads matplotlib
 
-    return write_plots(trainings(groups, labels(groups)), page)
+    return write_plots(trainings(groups, labels(groups), axis), page)
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -58,4 +59,5 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a result file, or a folder that holds some")
     parser.add_argument("--output", default="report.html", help="the page; the other files lie beside it (%(default)s)")
     parser.add_argument("--plots", action="store_true", help="draw the training charts as PNG files too")
+    parser.add_argument("--x", choices=tuple(AXES), default="steps", help="what trainings are drawn over (%(default)s)")
     return parser.parse_args(words)

@@ -167,6 +167,13 @@ class MeZO(torch.optim.Optimizer):
         return residuals + (state_bytes(pairs, self.noise, self.rule) if isinstance(self.noise, Directions) else 0)
 
     @property
+    def forwards_per_step(self) -> int:
+        """Forward passes over each batch of a step, of all ranks; the first step makes some more to check the probe."""
+        if self.split:
+            return 2
+        return 2 * self.samples if self.sides == 2 else self.samples + self.direction_groups
+
+    @property
     def steps_done(self) -> int:
         """Steps taken, skipped ones included: the step number of the next direction."""
         return self._progress["step"]

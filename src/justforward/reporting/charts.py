@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from justforward.reporting.runs import Run
+from justforward.reporting.runs import AXES, Run
 from justforward.reporting.tables import (
     Group,
     choose,
@@ -104,14 +104,14 @@ def comparisons(groups: Sequence[Group]) -> list[Comparison]:
     return made
 
 
-def trainings(groups: Sequence[Group], names: Sequence[str]) -> list[Training]:
-    """One per task that has training logs; names are the groups' labels."""
+def trainings(groups: Sequence[Group], names: Sequence[str], axis: str = "steps") -> list[Training]:
+    """One per task that has training logs; names are the groups' labels, axis one of AXES."""
     logged = [(g, name) for g, name in zip(groups, names, strict=True) if _logged(g)]
     series = {name: i for i, name in enumerate(dict.fromkeys(name for _, name in logged))}
     made = []
     for task in sorted({g.key[1] for g, _ in logged}, key=task_order):
         lines = [(g, name, series[name]) for g, name in logged if g.key[1] == task]
-        charts = [_losses(lines), _evaluations(lines), _histogram(lines), _course(lines)]
+        charts = [_losses(lines, axis), _evaluations(lines, axis), _histogram(lines), _course(lines, axis)]
         charts = [chart for chart in charts if chart.lines]
         if charts:
             made.append(Training(task, charts, [(name, number) for _, name, number in lines]))
@@ -136,24 +136,32 @@ def _logged(g: Group) -> bool:
     return any(run.log is not None and (run.log.history or run.log.gradients) for run in g.runs)
 
 
-def _losses(lines: _Lines) -> Chart:
+def _losses(lines: _Lines, axis: str) -> Chart:
     made = [
-        Line(_with_seed(name, run), series, _points(run.history, "loss")) for g, name, series in lines for run in g.runs
+        Line(_with_seed(name, run), series, _over(run, axis, _points(run.history, "loss")))
+        for g, name, series in lines
+        for run in g.runs
     ]
-    return Chart("Training", "step", "loss", _with_points(made))
+    return Chart("Training", AXES[axis], "loss", _with_points(made))
 
 
-def _evaluations(lines: _Lines) -> Chart:
+def _over(run: Run, axis: str, points: list[Point]) -> list[Point]:
+    """Points over steps, over another axis; none where the run does not tell."""
+    per_step = run.per_step(axis)
+    return [] if per_step is None else [(per_step * x, y) for x, y in points]
+
+
+def _evaluations(lines: _Lines, axis: str) -> Chart:
     names = {name for g, _, _ in lines for run in g.runs for entry in run.history for name in entry}
     measured = [name for name in ("eval_accuracy", "eval_f1") if name in names]
     key, scale = (measured[0], 100) if measured else ("eval_loss", 1)
     made = [
-        Line(_with_seed(name, run), series, _points(run.history, key, scale))
+        Line(_with_seed(name, run), series, _over(run, axis, _points(run.history, key, scale)))
         for g, name, series in lines
         for run in g.runs
     ]
     word = key.removeprefix("eval_")
-    return Chart("Evaluation", "step", f"{word} (%)" if measured else word, _with_points(made))
+    return Chart("Evaluation", AXES[axis], f"{word} (%)" if measured else word, _with_points(made))
 
 
 def _histogram(lines: _Lines) -> Chart:
@@ -173,13 +181,15 @@ def _histogram(lines: _Lines) -> Chart:
     return dataclasses.replace(chart, filled=True, note=f"{beyond:,} of {len(everything):,} lie outside this range")
 
 
-def _course(lines: _Lines) -> Chart:
+def _course(lines: _Lines, axis: str) -> Chart:
     made = []
     for g, name, series in lines:
         for run in g.runs:
             squares = [(float(step), value**2) for step, value in (run.log.gradients if run.log else [])]
-            made.append(Line(_with_seed(name, run), series, [(step, y**0.5) for step, y in thin(squares, WINDOWS)]))
-    return Chart("Projected gradient by step", "step", "root mean square", _with_points(made))
+            points = [(step, y**0.5) for step, y in thin(squares, WINDOWS)]
+            made.append(Line(_with_seed(name, run), series, _over(run, axis, points)))
+    word = AXES[axis]
+    return Chart(f"Projected gradient by {word}", word, "root mean square", _with_points(made))
 
 
 def _gradients(g: Group) -> np.ndarray:

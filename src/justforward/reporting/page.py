@@ -29,8 +29,8 @@ from justforward.reporting.texts import NOTE, cell
 NOTHING = "–"
 
 
-def to_html(groups: Sequence[Group], warnings: Sequence[str], files: Sequence[str]) -> str:
-    """The page. files: names of the files beside it."""
+def to_html(groups: Sequence[Group], warnings: Sequence[str], files: Sequence[str], axis: str = "steps") -> str:
+    """The page. files: names of the files beside it; axis: what trainings are drawn over, one of AXES."""
     from justforward.reporting.figures import comparison_chart, line_chart  # loads matplotlib
 
     table, names = make_table(groups), labels(groups)
@@ -53,7 +53,7 @@ def to_html(groups: Sequence[Group], warnings: Sequence[str], files: Sequence[st
         source=published(),
         source_words=published_source(),
         comparisons=[(c, Markup(comparison_chart(c))) for c in comparisons(groups)],
-        trainings=trainings(groups, names),
+        trainings=trainings(groups, names, axis),
         line_chart=lambda chart, task: Markup(line_chart(chart, task)),
         costs=_costs(runs),
         rivals=rivals,

@@ -32,6 +32,10 @@ _NOT_SETTINGS = {
 _METRICS = ("accuracy", "f1")
 
 
+AXES = {"steps": "step", "forwards": "forward passes", "seconds": "seconds"}
+"""What the curves of trainings can be drawn over, and its label."""
+
+
 @dataclass(frozen=True)
 class TrainingLog:
     """What a training left in its output folder.
@@ -83,6 +87,15 @@ class Run:
             return 1 / rates[-1]
         steps, seconds = self.numbers.get("train_steps"), self.numbers.get("train_seconds")
         return seconds / steps if steps and seconds else None
+
+    def per_step(self, axis: str) -> float | None:
+        """How much of an axis of AXES one step is; None where the run does not tell."""
+        if axis == "seconds":
+            return self.seconds_per_step
+        if axis == "steps":
+            return 1.0
+        steps, forwards = self.numbers.get("train_steps"), self.numbers.get("forwards")
+        return forwards / steps if steps and forwards else None
 
     @property
     def peak_memory_mib(self) -> float | None:

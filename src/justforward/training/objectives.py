@@ -102,7 +102,7 @@ class ScoredObjective(ABC):
         """[B] float32: the part of each example in the sum that the loss is the mean of."""
 
     def measure_shares(self, engine: ScoringEngine, batch: Batch, count: int, owners: Owners) -> Tensor:
-        """[count] float32: each direction's share of the loss, times their number; see `optim.probes.closures.Shares`."""
+        """[count] float32: each direction's share of the loss, times their number; see `Shares.together`."""
         sums = self.sums(engine.run(batch.plan, normalise=batch.normalise, owners=owners), batch)
         owner = torch.tensor(batch.owners, device=sums.device)
         return sums.new_zeros(count).index_add(0, owner, sums) * (count / batch.weight)

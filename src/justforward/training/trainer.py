@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from justforward.optim.probes.closures import Shares
 from justforward.optim.rules.base import Rule
 from justforward.scoring import ScoringEngine
 from justforward.training.checkpoint_trainer import CheckpointMixin
+from justforward.training.counting import count
 from justforward.training.objectives import Batch, Example, Measured, Objective, ScoredObjective
 from justforward.training.trajectory_trainer import TrajectoryMixin
 
@@ -209,6 +210,13 @@ class MeZOMixin(TrajectoryMixin):
         """How many items the loss of this micro-batch averages; accumulated estimates are weighted by it."""
         return 1.0
 
+    def counted(self) -> dict[str, int]:
+        """Forward passes and examples so far; see `counting`."""
+        if self.mezo is None:
+            return {}
+        groups = self.mezo.direction_groups
+        return count(cast(Trainer, self), self.mezo.forwards_per_step, groups=groups)
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add what MeZO knows to the Trainer's training logs."""
         if "loss" in logs and self.mezo is not None and self.mezo.last is not None:
@@ -221,6 +229,7 @@ class MeZOMixin(TrajectoryMixin):
                 "zero_steps": self.mezo.zero_steps,
                 "steps_per_second": round(steps_per_second, 4),
                 "peak_memory_mib": round(peak_memory_mib()),
+                **self.counted(),
             }
         super().log(logs, *args, **kwargs)
 
@@ -385,6 +394,14 @@ class ObjectiveMixin(_Base):
 
 class ObjectiveTrainer(ObjectiveMixin, CheckpointMixin, Trainer):
     """Backpropagation on an objective."""
+
+    def counted(self) -> dict[str, int]:
+        """Forward passes and examples so far; each pass went back as well."""
+        return count(self, 1)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add what was counted to the training logs."""
+        super().log(logs | self.counted() if "loss" in logs else logs, *args, **kwargs)
 
 
 class ObjectiveMeZOTrainer(ObjectiveMixin, MeZOMixin, Trainer):

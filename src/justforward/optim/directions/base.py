@@ -217,7 +217,7 @@ class Owners:
         self._known: list[Tensor] = []
 
     def tell(self, rows: Tensor, kept: Tensor, width: int) -> None:
-        """rows: int64 [B], a direction's number for each sequence; kept: bool [B, width], positions the head is given."""
+        """rows: int64 [B], a direction's number for each sequence; kept: bool [B, width], what the head is given."""
         present, index = rows.unique(return_inverse=True)
         self.present = present.tolist()
         self._known = [index, index.repeat_interleave(kept.sum(1).to(index.device)), index.repeat_interleave(width)]
@@ -236,7 +236,8 @@ class Perturbation:
 
     place: the direction's; scales: by parameter name, eps times the sign (of the first half, if `paired`); wholes: the
     parameters by name; reached: names of parameters whose owner was called; moved: perturbed copies of parameters of
-    few elements; watch: notes what reads weights; owners: where each row has a direction of its own, whose number takes the place of the sample's.
+    few elements; watch: notes what reads weights; owners: where each row has a direction of its own, whose number takes
+    the place of the sample's.
     """
 
     directions: Directions

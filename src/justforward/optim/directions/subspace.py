@@ -3,8 +3,8 @@
     z = s U Z V^T,   U [rows, r], V [width, r] orthonormal and kept for `refresh` steps,   Z [r, r] ~ N of every step
 
 s = sqrt(rows width) / r gives z the norm that dense noise has, so that MeZO's eps and learning rate carry over
-(SubZero); SubZero+ has s = 1. U and V are the Q factors of Gaussian matrices, with the sign of R's diagonal moved into Q: without
-that they would not be uniform (Mezzadri 2007). They are computed in float64 on the CPU and rounded.
+(SubZero); SubZero+ has s = 1. U and V are the Q factors of Gaussian matrices, with the sign of R's diagonal moved into
+Q: without that they would not be uniform (Mezzadri 2007). They are computed in float64 on the CPU and rounded.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a rule is: from an estimate of the gradient to the direction that is descended along.
 
-A rule works on the coordinates in which a direction is drawn: the weights themselves for dense noise, a small matrix for
-a direction of low rank. It is elementwise, so that any piece of the coordinates can be done by itself.
+A rule works on the coordinates in which a direction is drawn: the weights themselves for dense noise, a small matrix
+for a direction of low rank. It is elementwise, so that any piece of the coordinates can be done by itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RULES: Registry[type[Rule]] = Registry("rule", package="justforward.optim.rules"
 
 
 class Rule(ABC):
-    """theta <- theta - lr (update + weight_decay theta), the update made of the estimates g of this and earlier steps."""
+    """theta <- theta - lr (update + weight_decay theta), the update made of this and earlier steps' estimates g."""
 
     slots: ClassVar[tuple[str, ...]] = ()
     """Names of what is kept for each coordinate, in float32."""

@@ -47,9 +47,10 @@ SHAPINGS: dict[str, Callable[[list[float], list[float]], list[float]]] = {
 }
 """What becomes of a step's losses before they are differenced, given all of them and those of perturbed weights.
 
-"deviation" is FZOO's scale (arXiv 2506.09034). Two are applied to the projected gradients: "second_moment" is a scale over
-steps, see `over_second_moment`; "spread" one over the directions of a step, whose losses may be of different data (GRZO:
-arXiv 2606.02857; it divides by the standard deviation, which is nothing where all agree, and this by the root mean square).
+"deviation" is FZOO's scale (arXiv 2506.09034). Two are applied to the projected gradients: "second_moment" is a scale
+over steps, see `over_second_moment`; "spread" one over the directions of a step, whose losses may be of different data
+(GRZO: arXiv 2606.02857; it divides by the standard deviation, which is nothing where all agree, and this by the root
+mean square).
 """
 
 FEWEST = 5

@@ -1,8 +1,8 @@
 """Moments that are not kept but rebuilt at every step from the log: the last steps' seeds and projected gradients.
 
 A window of h steps costs h draws of noise per step and no memory (AdaMeZO: arXiv 2605.00650). Weights beta^j are
-divided by their sum over the window, which corrects for the truncation and for a window that has only begun. The published code
-of AdaMeZO does neither: it multiplies by 100 instead, and makes plain steps until the window is full.
+divided by their sum over the window, which corrects for the truncation and for a window that has only begun. The
+published code of AdaMeZO does neither: it multiplies by 100 instead, and makes plain steps until the window is full.
 """
 
 from __future__ import annotations
