@@ -1,4 +1,4 @@
-"""What a job saves: on a full disk, one line and no loss; in a folder that was used before, the model alone."""
+"""What a job saves on a full disk: one line, and no loss."""
 
 import json
 import resource
@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 from support.golden import DATA, MODEL
 
 from justforward.commands.cli import main
-from justforward.models.loading import load
 
 # fmt: off
 JOB = ["--task_name", "SST2", "--data_dir", DATA, "--use_cpu", "--disable_tqdm", "--num_eval", "6"]
@@ -20,7 +19,6 @@ TRAIN = [
 ]
 # fmt: on
 ZO = [*TRAIN, "--trainer", "zo", "--learning_rate", "1e-4"]
-LORA = [*TRAIN, "--trainer", "zo", "--lora", "--zo_eps", "1e-2", "--learning_rate", "1e-2", "--save_strategy", "no"]
 FT = [*TRAIN, "--trainer", "regular", "--learning_rate", "1e-3"]
 STEPS = ["--save_strategy", "steps", "--save_steps", "2"]
 WAYS = {
@@ -71,23 +69,6 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(way, capsys):
     whole, out = (load_file(f"{folder}/model.safetensors") for folder in ("whole", "out"))
     assert all(whole[name].equal(out[name]) for name in whole)
     assert result("whole.json") == result("out.json")
-
-
-@pytest.mark.parametrize("later", [[*ZO, "--save_strategy", "no", "--overwrite_output_dir"], [*LORA, "--merge_lora"]])
-def test_the_adapter_of_an_earlier_run_is_not_put_on_the_weights_saved_now(later, capsys):
-    assert run(LORA, "out") == 0
-    assert Path("out/adapter_config.json").exists()
-    assert run(later, "out") == 0
-    assert "out: removed the adapter of an earlier run" in capsys.readouterr().err
-    assert main([*JOB, "--model_name", "out", "--result_file", "again.json"]) == 0
-    assert result("again.json") == result("out.json")
-
-
-def test_a_run_with_an_adapter_leaves_the_model_of_an_earlier_one_and_both_are_refused(capsys):
-    assert run([*ZO, "--save_strategy", "no"], "out") == 0
-    assert run([*LORA, "--overwrite_output_dir"], "out") == 0
-    with pytest.raises(ValueError, match="holds a whole model and, from another run, a LoRA adapter"):
-        load("out")
 
 
 def test_a_replay_says_where_there_is_no_room(capsys):

@@ -24,9 +24,11 @@ real command line there, in this process:
 from __future__ import annotations
 
 import json
+import logging
 import runpy
 import shlex
 import shutil
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,9 @@ def test_case(folder, tmp_path, monkeypatch, capfd):
         runpy.run_path("build.py")
     case = tomllib.loads(Path("case.toml").read_text(encoding="utf-8"))
     assert case["fault"]
+    for handler in logging.getLogger("datasets").handlers:  # it keeps the stderr of the test that came first
+        if isinstance(handler, logging.StreamHandler):
+            handler.stream = sys.stderr
     for run in case["run"]:
         assert run.keys() <= KEYS
         capfd.readouterr()

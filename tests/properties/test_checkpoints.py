@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, note
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from support.cases import cases
 from support.golden import MODEL
 from support.making import byte_level, fast, random_llama
 
@@ -40,7 +41,7 @@ class Checkpoint:
     """A whole checkpoint and what it computes."""
 
     folder: Path
-    value: tuple
+    value: tuple = field(repr=False)
 
     @property
     def files(self) -> list[str]:
@@ -62,38 +63,52 @@ def checkpoints(tmp_path_factory):
     return {shape: Checkpoint(place / shape, value(place / shape)) for shape in SHAPES}
 
 
-@st.composite
-def damages(draw):
-    """A shape, the place of a file in it, and what its bytes become: a function of them and of all files' bytes."""
-    shape, place = draw(st.sampled_from(SHAPES)), draw(st.integers(0, 20))
-    kind = draw(st.sampled_from(["cut", "other", "swapped", "gone"]))
-    if kind == "cut":
-        share = draw(st.floats(0, 0.95))
-        return shape, place, lambda own, files: own[: int(share * len(own))]
-    if kind == "other":
-        other = draw(st.sampled_from(OTHERS))
-        return shape, place, lambda own, files: other
-    if kind == "swapped":
-        number = draw(st.integers(0, 20))
-        return shape, place, lambda own, files: files[number % len(files)]
-    return shape, place, lambda own, files: None
+@dataclass(frozen=True)
+class Damage:
+    """What becomes of a file: the one that stands at `place` among those of a checkpoint of some shape."""
+
+    shape: str
+    place: int
+    kind: str
+    share: float
+    other: bytes
+    number: int
+
+    def of(self, own: bytes, files: list[bytes]) -> bytes | None:
+        """Its bytes; None: it is gone."""
+        if self.kind == "cut":
+            return own[: int(self.share * len(own))]
+        if self.kind == "swapped":
+            return files[self.number % len(files)]
+        return self.other if self.kind == "other" else None
 
 
-@given(damages())
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+DAMAGES = st.builds(
+    Damage,
+    st.sampled_from(SHAPES),
+    st.integers(0, 20),
+    st.sampled_from(["cut", "other", "swapped", "gone"]),
+    st.floats(0, 0.95),
+    st.sampled_from(OTHERS),
+    st.integers(0, 20),
+)
+
+
+@given(DAMAGES)
+@cases(40)
 def test_a_damaged_file_changes_nothing_or_is_one_line(checkpoints, tmp_path, damage):
-    shape, place, change = damage
-    whole = checkpoints[shape]
-    name = whole.files[place % len(whole.files)]
+    whole = checkpoints[damage.shape]
+    name = whole.files[damage.place % len(whole.files)]
     folder = tmp_path / "damaged"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(whole.folder, folder)
-    data = change((folder / name).read_bytes(), [(folder / file).read_bytes() for file in whole.files])
+    data = damage.of((folder / name).read_bytes(), [(folder / file).read_bytes() for file in whole.files])
     (folder / name).unlink()
     if data is not None:
         (folder / name).write_bytes(data)
     elif name in SAID_BY_NOTHING_ELSE:
         return
+    note(name)
     try:
         found, said = value(folder), ""
     except ModelError as error:

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from support.cases import cases
 from support.golden import DATA, MODEL
 from transformers import TrainerCallback
 
@@ -145,12 +146,7 @@ def harmed(runs: Runs, way: str, state: str, harm: Harm, capfd: Any) -> str:
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("way", WAYS)
-@settings(
-    max_examples=5,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@cases(2)
 @given(harm=harms)
 def test_a_damaged_checkpoint_is_never_believed(runs, capfd, way, state, harm):
     harmed(runs, way, state, harm, capfd)

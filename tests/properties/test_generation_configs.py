@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.cases import cases
 from support.making import bigram, byte_level, fast, piece
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.trainer_utils import align_special_tokens
@@ -95,7 +96,7 @@ def test_one_field(name, model, write, expected, tmp_path):
         save(model, tmp_path)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@cases(60)
 @given(st.dictionaries(st.sampled_from(FIELDS), st.sampled_from(VALUES), min_size=2), st.integers(0, 99))
 def test_several_fields(model, write, expected, tmp_path, fields, number):
     inner = number % 2 == 1

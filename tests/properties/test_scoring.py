@@ -5,8 +5,9 @@ import random
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.cases import cases
 from support.families import CONFIGS, HARD_CONFIGS, PLAIN_CONFIGS, VOCABULARY, WINDOW, tiny
 
 from justforward.scoring import ScoringEngine, make_plan
@@ -46,7 +47,7 @@ def engines():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@cases(12)
 @given(rows=groups(), budget=st.sampled_from([1, 64, 4096]))
 @torch.no_grad()
 def test_equal_to_one_row_at_a_time(engines, family, rows, budget):
@@ -73,7 +74,7 @@ def test_short_cuts_are_taken_where_the_family_allows(engines, family):
     assert (engine.trees, engine.caches) == (expected, expected)
 
 
-@settings(max_examples=50, deadline=None)
+@cases(50)
 @given(rows=groups(), budget=st.sampled_from([1, 32, 512]), share=st.booleans(), pack=st.booleans())
 def test_plan_keeps_to_its_budget_and_scores_every_token_once(rows, budget, share, pack):
     plan = make_plan(rows, token_budget=budget, share_prefix=share, pack_trees=pack)

@@ -7,19 +7,11 @@ import json
 import unicodedata
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from support.cases import cases
 
 from justforward.tasks import find_task
-
-
-def repeatable(examples):
-    """The same examples in every run, whatever the machine."""
-    skipped = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much]
-    return settings(
-        max_examples=examples, derandomize=True, database=None, deadline=None, suppress_health_check=skipped
-    )
-
 
 MARKS = "\",;\t\n\r '\\a\u0301é🙂\ufeff\u2028\xa0\x00|1"
 words = st.text(st.sampled_from(MARKS), min_size=1, max_size=8)
@@ -100,7 +92,7 @@ def written(table, delimiter):
     return "".join(parts)
 
 
-@repeatable(200)
+@cases(200)
 @given(table=tables())
 def test_tables(table, tmp_path):
     default = {"csv": ",", "tsv": "\t"}[table["suffix"]]
@@ -139,7 +131,7 @@ PIECES = ["a", '"a', 'a"', '"a"', '"', "1", '""a""', "b c"]
 careless = st.lists(st.sampled_from(PIECES), min_size=1, max_size=2)
 
 
-@repeatable(300)
+@cases(300)
 @given(
     rows=st.lists(st.tuples(careless, st.sampled_from("10")), min_size=1, max_size=4),
     label_first=st.booleans(),
@@ -200,7 +192,7 @@ def readable(line):
         return False
 
 
-@repeatable(200)
+@cases(200)
 @given(
     rows=st.lists(
         st.tuples(strings, st.sampled_from([1, "1", 1.0, "1.0", 0]), st.dictionaries(strings, values, max_size=2)),
@@ -239,7 +231,7 @@ def quizzes(draw):
     return names, kind, rows
 
 
-@repeatable(200)
+@cases(200)
 @given(
     quiz=quizzes(),
     told=st.booleans(),

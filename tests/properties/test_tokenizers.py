@@ -11,8 +11,9 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.cases import cases
 from support.making import byte_level, fast, random_llama
 from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
@@ -76,7 +77,7 @@ class Case:
 
 
 @st.composite
-def cases(draw: st.DrawFn, rows_text=spelling) -> Case:
+def situations(draw: st.DrawFn, rows_text=spelling) -> Case:
     first = tuple(draw(st.lists(st.sampled_from(SPECIAL), max_size=3)))
     last = draw(st.lists(st.sampled_from(SPECIAL), max_size=2))
     closing, options = draw(texts), tuple(draw(st.lists(option, min_size=1, max_size=3)))
@@ -117,8 +118,8 @@ def candidates(case: Case, **arguments) -> tuple[PromptEncoder, list[Row]] | str
     return said
 
 
-@settings(max_examples=400, deadline=None)
-@given(cases())
+@cases(100)
+@given(situations())
 def test_rows_spell_their_texts(case):
     """Behind all first tokens, and no other control token, stands the text to the byte; ordinary text as ever."""
     made = candidates(case)
@@ -141,8 +142,8 @@ def test_rows_spell_their_texts(case):
             assert list(row.tokens[begin:]) == case.ids(text)
 
 
-@settings(max_examples=400, deadline=None)
-@given(cases(rows_text=texts))
+@cases(100)
+@given(situations(rows_text=texts))
 def test_options_are_scored_from_the_first_token_that_differs(case):
     made = candidates(case)
     if isinstance(made, str):
@@ -165,8 +166,8 @@ def test_options_are_scored_from_the_first_token_that_differs(case):
         assert [len(row.tokens) - row.start for row in rows] == alone or encoder.remarks.spanning
 
 
-@settings(max_examples=200, deadline=None)
-@given(cases())
+@cases(100)
+@given(situations())
 def test_first_tokens_that_a_template_spells_are_not_doubled(case):
     """Not at a row's start, and in no demonstration."""
     case = replace(case, opening=f"b{case.opening}")  # white space there is stripped only where it comes first
@@ -178,8 +179,8 @@ def test_first_tokens_that_a_template_spells_are_not_doubled(case):
         assert made[1] == plain[1]
 
 
-@settings(max_examples=300, deadline=None)
-@given(cases())
+@cases(100)
+@given(situations())
 def test_rows_are_cut_behind_their_first_tokens_or_refused(case):
     whole, kept = candidates(case), candidates(case, max_length=case.max_length, refuse_lone_options=True)
     if isinstance(whole, str):
@@ -203,8 +204,8 @@ def test_rows_are_cut_behind_their_first_tokens_or_refused(case):
     assert [f"lose up to {max(lost)}" in line for line in said] == ([True] if max(lost) else [])
 
 
-@settings(max_examples=300, deadline=None)
-@given(cases())
+@cases(100)
+@given(situations())
 def test_ids_beyond_the_embedding_are_named(case):
     """The last of the vocabulary are pieces, which any text may hold, and [PAD], whose text stays text."""
     made, whole = candidates(case, embedding_rows=case.rows), candidates(case)
@@ -217,8 +218,8 @@ def test_ids_beyond_the_embedding_are_named(case):
         assert made == whole if isinstance(made, str) else made[1] == whole[1]
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(case=cases(rows_text=spelling.filter(str.strip)), run=st.booleans())
+@cases(12)
+@given(case=situations(rows_text=spelling.filter(str.strip)), run=st.booleans())
 def test_through_the_command_line(case, run, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     random_llama("m", case.tokenizer, vocab_size=case.rows, pad_token_id=None)

@@ -69,8 +69,9 @@ def load(
     )
     spread = {"device_map": "auto"} if auto_device and torch.cuda.device_count() > 1 else {}
     config = load_config(name, trust_remote_code=trust_remote_code)
-    settings = {**_without_pad_outside(config), "generation_config": read_generation_config(source)}
+    settings = _without_pad_outside(config)
     with reading(name, source, "weights"), without_table():
+        settings["generation_config"] = read_generation_config(source)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             **source,
             **settings,
@@ -153,9 +154,10 @@ def _without_pad_outside(config: PreTrainedConfig) -> dict[str, Any]:
     Nothing is lost: padding is masked, whatever token stands there.
     """
     text_config, rows = config.get_text_config(), _vocabulary(config)
-    if rows is None or (text_config.pad_token_id or 0) < rows:
+    pad = getattr(text_config, "pad_token_id", None)
+    if rows is None or (pad or 0) < rows:
         return {}
-    logger.warning("pad_token_id %d is left out: the model's embedding has %d rows", text_config.pad_token_id, rows)
+    logger.warning("pad_token_id %d is left out: the model's embedding has %d rows", pad, rows)
     text_config.pad_token_id = None
     return {"config": config}
 

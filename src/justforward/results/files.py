@@ -29,7 +29,7 @@ def writing(folder: Path, mend: Callable[[], str]) -> Iterator[None]:
         yield
     except Exception as error:
         number, place = _system_error(error)
-        if number is None or (isinstance(error, OSError) and number not in FULL):
+        if number is None or (isinstance(error, OSError | ValueError) and number not in FULL):
             raise
         what = mend() if number in FULL else "see that files can be written there"
         raise ValueError(f"cannot write to {place or folder}: {os.strerror(number)}: {what}") from error

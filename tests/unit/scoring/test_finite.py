@@ -170,10 +170,11 @@ def test_fine_tuning_logs_a_loss_that_is_not_finite_as_it_is(tmp_path):
 
 def test_a_reward_of_no_numbers_is_a_step_to_skip():
     sample = Sample(id=0, data={}, candidates=(0, 1), correct=1)
-    engine = ScoringEngine(tiny("llama"))
+    model: Any = tiny("llama")
+    engine = ScoringEngine(model)
     objective = RewardObjective(lambda samples, outputs: [1.0] * len(samples))
     batch = objective.batch(engine, [Example(one.rows, 0, sample) for one in examples(2)])
     assert objective.measure(engine, batch).loss == -1
     with torch.no_grad():
-        engine.model.lm_head.weight[50] = nan
+        model.lm_head.weight[50] = nan
     assert objective.measure(engine, batch).loss.isnan()
