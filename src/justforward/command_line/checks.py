@@ -111,8 +111,8 @@ def _method(job: JobArguments, given: Mapping[str, Any]) -> list[Rule]:
     return [
         (
             job.zo_split and (job.zo_sides == 1 or job.zo_samples < 2),
-            f"--zo_split divides a batch among {job.zo_samples} directions on {job.zo_sides} side(s): it takes --zo_sides "
-            "2, and --zo_samples 2 or more",
+            f"--zo_split divides a batch among {job.zo_samples} directions on {job.zo_sides} side(s): it takes "
+            "--zo_sides 2, and --zo_samples 2 or more",
         ),
         (
             job.zo_split and job.zo_direction_groups > 1,

@@ -1,8 +1,8 @@
 """How many forward passes a training has made: what methods are compared at.
 
 A function of the steps, so that a run that was stopped, continued or replayed, and every rank of it, tells the same.
-That a step makes as many passes as it says is held by tests, with a hook on the model. What the first step does to hold a
-probe to another is not counted.
+That a step makes as many passes as it says is held by tests, with a hook on the model. What the first step does to hold
+a probe to another is not counted.
 """
 
 from __future__ import annotations
