@@ -36,6 +36,7 @@ from justforward.scoring.remarks import cut_facts
 from justforward.tasks import Sample, Splits, Task, find_task
 from justforward.tasks.from_file import pinned
 from justforward.tasks.sampling import TrainSet, eval_indices, train_sets
+from justforward.training.failures import refuse_failed
 from justforward.training.interrupts import InterruptedTraining, SaveOnInterrupt
 from justforward.training.linear_probe import linear_probe
 from justforward.training.output_folder import make_room
@@ -69,7 +70,7 @@ def run(parsed: Parsed, callbacks: Sequence[TrainerCallback] = ()) -> None:
         with ranks_answer(), writing(folder, lambda: goes_on(folder)):
             _run(parsed, callbacks)
     except (DivergenceError, RankError) as error:
-        raise SystemExit(f"justforward: {error}") from error
+        raise SystemExit(f"justforward: error: {error}") from error
 
 
 def _run(parsed: Parsed, callbacks: Sequence[TrainerCallback]) -> None:
@@ -206,7 +207,8 @@ class Experiment:
         kind, more = ObjectiveTrainer, {}
         if self.job.trainer == "zo":
             kind, more = ObjectiveMeZOTrainer, self.parts.mezo_settings(record)
-        with evaluator.encoder.noting("training and development rows") as remarks:
+        held_out = "development" if self.job.num_dev else "evaluation"
+        with evaluator.encoder.noting(f"training and {held_out} rows") as remarks:
             datasets = [[objective.encode(evaluator.encoder, s) for s in samples] for samples in (train, dev)]
         trainer = kind(
             model=loaded.model,
@@ -231,6 +233,7 @@ class Experiment:
             if arguments.load_best_model_at_end and trainer.state.best_model_checkpoint:
                 trainer._load_best_model()
         trainer.save_state()
+        refuse_failed(trainer)
         if self.job.merge_lora:
             # The evaluation that follows runs on the merged weights, which are what is saved.
             trainer.model = merge_lora(loaded.model)

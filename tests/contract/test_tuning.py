@@ -8,10 +8,12 @@ import pytest
 import torch
 import transformers as hf
 from peft import PeftModel
+from safetensors.torch import load_file
 from support.families import CONFIGS, VOCABULARY, tiny
-from support.golden import MODEL
+from support.golden import DATA, MODEL
 
 from justforward.command_line.arguments import parse
+from justforward.commands.cli import main
 from justforward.models.loading import LoadedModel, load
 from justforward.models.tuning import TUNERS, TuningSettings, choose, lora_targets, merge_lora, tune, untie
 from justforward.optim import MeZO
@@ -285,6 +287,21 @@ def test_int8_weights_carry_adapters_only(tmp_path):
         model.save_pretrained(tmp_path / method)
         again = PeftModel.from_pretrained(load(MODEL, int8=True).model, str(tmp_path / method))
         assert torch.equal(scores(again), after)
+
+
+@pytest.mark.parametrize("method", ["--lora", "--prefix_tuning"])
+def test_int8_through_the_command_line(method, tmp_path, monkeypatch):
+    """The run's log names the weights by what their bits are, those of quantised ones too."""
+    monkeypatch.chdir(tmp_path)
+    # fmt: off
+    job = ["--task_name", "SST2", "--data_dir", DATA, "--model_name", MODEL, "--train_as_classification", "--num_train",
+           "4", "--train_set_seed", "0", "--use_cpu", "--report_to", "none", "--num_eval", "4", "--max_steps", "2",
+           "--trainer", "zo", "--zo_eps", "1e-2", "--load_int8", "--output_dir", "out", "--result_file", "r.json"]
+    # fmt: on
+    assert main([*job, method, "--save_model"]) == 0
+    assert main(["replay", "out", "--output", "again"]) == 0
+    saved, again = (load_file(f"{folder}/adapter_model.safetensors") for folder in ("out", "again"))
+    assert all(torch.equal(saved[name], again[name]) for name in saved)
 
 
 def test_int8_without_its_package(monkeypatch):

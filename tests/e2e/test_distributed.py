@@ -65,7 +65,7 @@ def test_without_a_gpu_no_process_takes_itself_for_the_only_one(folder):
     job = [str(ROOT / "run.py"), *ZO, *(word for word in JOB if word != "--use_cpu"), "--max_steps", "4"]
     two = [*job, "--per_device_train_batch_size", "2"]
     one = launch(folder, "one", [sys.executable, *job, "--per_device_train_batch_size", "4"])
-    for name, launcher in {"torchrun": processes, "accelerate": by_accelerate, "srun": as_srun_does}.items():
+    for name, launcher in {"accelerate": by_accelerate, "srun": as_srun_does}.items():
         assert largest_difference(one, launch(folder, name, [*launcher(2), *two])) < 1e-5
         assert json.loads((folder / name / "r.json").read_text())["run"]["processes"] == 2
 

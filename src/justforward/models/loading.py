@@ -126,6 +126,7 @@ def load_tokenizer(
     source, config = find_source(name), load_config(name, trust_remote_code=trust_remote_code)
     with reading(name, source, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=trust_remote_code)
+        tokenizer("a")  # some of what it was given is only looked at here
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     text_config = config.get_text_config()

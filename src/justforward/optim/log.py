@@ -134,11 +134,11 @@ def _read_header(path: Path, data: bytes) -> tuple[dict[str, Any], int, Layout]:
         raise LogError(f"{path}: not a trajectory log (it does not begin with {MAGIC!r})")
     at = len(MAGIC)
     if len(data) < at + 8:
-        raise LogError(f"{path}: cut short inside the header; nothing can be recovered: start the run anew")
+        raise LogError(f"{path}: cut short inside the header: start the run anew, with --overwrite_output_dir")
     (length,) = struct.unpack_from("<I", data, at)
     end = at + 4 + length
     if len(data) < end + 4:
-        raise LogError(f"{path}: cut short inside the header; nothing can be recovered: start the run anew")
+        raise LogError(f"{path}: cut short inside the header: start the run anew, with --overwrite_output_dir")
     compressed = data[at + 4 : end]
     (salt,) = struct.unpack_from("<I", data, end)
     if zlib.crc32(data[:end]) != salt:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import logging
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -165,7 +166,7 @@ class Continuer:
         except Exception as error:
             if should_reduce_batch_size(error):
                 raise
-            return " ".join(f"{type(error).__name__}: {error}".split())[:100]
+            return textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
         return None
 
     def _distance(self, rows: Sequence[Sequence[int]]) -> float:

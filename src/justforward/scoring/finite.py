@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 class NotNumbersError(ValueError):
@@ -39,6 +40,12 @@ def likely_cause(model: nn.Module) -> str:
     if any(parameter.dtype == torch.float16 for _, parameter in plain):
         return "float16 overflows on this model: give --load_bfloat16 in place of --load_float16"
     return "all weights are numbers, so the model overflows on the way: its weights are damaged or too large"
+
+
+def diverged(model: nn.Module) -> bool:
+    """Whether trained weights are no longer numbers; of weights that ranks share, this rank's parts."""
+    parts = (p.to_local() if isinstance(p, DTensor) else p for p in model.parameters() if p.requires_grad)
+    return not all(bool(p.isfinite().all()) for p in parts)
 
 
 @contextmanager

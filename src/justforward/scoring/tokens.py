@@ -36,7 +36,7 @@ class TextTokenizer:
         special |= {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         longest_first = sorted(filter(str.strip, special.values()), key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        firsts = {*self.first, tokenizer.bos_token_id} if self.first else set()
+        firsts = {*self.first, tokenizer.bos_token_id}
         self._firsts = {i: text for i, text in special.items() if i in firsts}
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
@@ -60,7 +60,12 @@ class TextTokenizer:
         return replace(marked, candidates=mark(sample.candidates), correct=mark(sample.correct))
 
     def starting(self, ids: Sequence[int]) -> tuple[int, ...]:
-        """A row of these ids: behind the first tokens, which a text that begins with them does not get twice."""
+        """A row of these ids: behind the first tokens, which a text that begins with them does not get twice.
+
+        Where there are none, what a template spells stays as it is.
+        """
+        if not self.first:
+            return tuple(ids)
         begin = next((k for k, token in enumerate(ids) if token not in self._firsts), len(ids))
         return (*self.first, *ids[begin:])
 

@@ -31,10 +31,18 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, p in model.named_parameters():
         p = p.detach()
-        flat = (p.full_tensor() if isinstance(p, DTensor) else p).cpu().contiguous().flatten()
-        crc = zlib.crc32(flat.view(torch.uint8).numpy().data) if flat.numel() else 0
+        crc = _checksum(p.full_tensor() if isinstance(p, DTensor) else p)
         digest.update(f"{name} {tuple(p.shape)} {p.dtype} {crc}\n".encode())
     return digest.hexdigest()
+
+
+def _checksum(t: Tensor) -> int:
+    """Of a tensor's bits; of a quantised one's, those of the tensors that it is made of."""
+    if hasattr(t, "__tensor_flatten__"):
+        parts = [_checksum(getattr(t, name)) for name in t.__tensor_flatten__()[0]]
+        return zlib.crc32(str(parts).encode())
+    flat = t.cpu().contiguous().flatten()
+    return zlib.crc32(flat.view(torch.uint8).numpy().data) if flat.numel() else 0
 
 
 def describe_schedule(args: TrainingArguments, total_steps: int) -> dict[str, Any]:

@@ -8,3 +8,5 @@ pieces = byte_level(["good", "bad"], specials=(BOS, "</s>"))
 pieces.post_processor = TemplateProcessing(f"{BOS} $A", special_tokens=[(BOS, 0)])
 tokenizer = fast(pieces, bos_token=BOS)
 bigram("m", tokenizer, {0: one(tokenizer, "good")}, one(tokenizer, "x"))
+plain = fast(byte_level(["good", "bad"], specials=(BOS, "</s>")), bos_token=BOS)  # it has one, and puts it nowhere
+bigram("plain", plain, {0: one(plain, "good")}, one(plain, "x"))
