@@ -20,7 +20,8 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import has_length
 
-from justforward.optim import CounterNoise, MeZO
+from justforward.optim import MeZO
+from justforward.optim.directions.base import Directions
 from justforward.optim.distribution.ranks import gathered
 from justforward.optim.log import FILE_NAME, LogError, Trajectory, TrajectoryWriter, difference, read
 from justforward.training.checkpoint_trainer import CheckpointMixin
@@ -241,7 +242,7 @@ class _LogCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         trainer = self.trainer
-        if not trainer.writes_log or trainer.mezo is None or not isinstance(trainer.mezo.noise, CounterNoise):
+        if not trainer.writes_log or trainer.mezo is None or not isinstance(trainer.mezo.noise, Directions):
             return
         if args.should_save:
             header = json.loads(json.dumps(trainer.header()))
