@@ -39,6 +39,7 @@ from justforward.tasks.sampling import TrainSet, eval_indices, train_sets
 from justforward.training.failures import refuse_failed
 from justforward.training.interrupts import InterruptedTraining, SaveOnInterrupt
 from justforward.training.linear_probe import linear_probe
+from justforward.training.objective_trainer import ObjectiveMeZOTrainer, ObjectiveTrainer
 from justforward.training.output_folder import make_room
 from justforward.training.progress import show_progress
 from justforward.training.resuming import (
@@ -53,7 +54,7 @@ from justforward.training.resuming import (
     share_log,
     write_record,
 )
-from justforward.training.trainer import ObjectiveMeZOTrainer, ObjectiveTrainer, peak_memory_mib
+from justforward.training.trainer import peak_memory_mib
 from justforward.trajectory.replay import write_card
 
 logger = logging.getLogger(__name__)

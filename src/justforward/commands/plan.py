@@ -20,6 +20,7 @@ from justforward.command_line.parser import Parser
 from justforward.machine import GIB
 from justforward.optim import MeZO
 from justforward.optim.log import Layout
+from justforward.optim.methods import METHODS
 from justforward.planning.jobs import Asked, Job, Planner, Rates
 from justforward.planning.memory import GPU_OVERHEAD, Load, Memory
 from justforward.planning.shape import ModelShape, read_shape
@@ -42,7 +43,7 @@ def plan_command(words: list[str]) -> None:
     """`justforward plan MODEL ...`: print the table, or JSON."""
     given = parse(words)
     logging.getLogger("transformers").setLevel(logging.ERROR)  # it would warn of what it thinks of configurations
-    shape = read_shape(given.model, trust_remote_code=given.trust_remote_code)
+    shape = read_shape(given.model, trust_remote_code=given.trust_remote_code, method=given.zo_method)
     target = find_target(given)
     load = find_load(given, shape, target)
     taken = overheads(target)  # before the rates, whose measurement would load what an evaluation does not
@@ -63,6 +64,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--demonstrations", type=int, default=32, help="of in-context learning (default: 32)")
     parser.add_argument("--task_name", "--task", help="the task (default: SST2)")
     parser.add_argument("--task_file", help="a task of your own, in place of --task_name")
+    parser.add_argument("--zo_method", choices=METHODS, default="mezo", help="of MeZO with all weights (default: mezo)")
     parser.add_argument("--tflops", type=float, help="speed to compute times with; default: measured here")
     parser.add_argument("--trust_remote_code", action="store_true", help="let a repository run its own Python code")
     parser.add_argument("--json", action="store_true", help="print JSON, in bytes and seconds")

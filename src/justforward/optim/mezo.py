@@ -11,29 +11,26 @@ Face Trainer come for free: the same z serves all micro-batches of a step, and t
 from __future__ import annotations
 
 import functools
-import logging
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from justforward.noise import ROUNDING_VERSION, ROUNDINGS
+from justforward.noise import ROUNDING_VERSION
 from justforward.optim.directions.base import Direction, Directions, NoiseSource, Place
 from justforward.optim.directions.dense import CounterNoise
 from justforward.optim.distribution.ranks import Ranks
+from justforward.optim.given import check_numbers, check_probes, named, trainable
 from justforward.optim.log import TrajectoryWriter
 from justforward.optim.probes.choose import choose_probe
 from justforward.optim.probes.closures import Closure, Loss, PairedClosure, Shares
 from justforward.optim.probes.just_in_time import JustInTimeProbe
 from justforward.optim.rules.base import Rule
-from justforward.optim.rules.estimate import FEWEST, SHAPINGS, Estimate, make_estimate, over_second_moment
+from justforward.optim.rules.estimate import Estimate, make_estimate, over_second_moment
 from justforward.optim.rules.stateless import SGD
 from justforward.optim.update import Move, Moved, Update, check_update, moves, state_bytes
-
-logger = logging.getLogger(__name__)
 
 
 class DivergenceError(RuntimeError):
@@ -102,38 +99,15 @@ class MeZO(torch.optim.Optimizer):
         direction_groups: int = 1,
         check_every: int = 0,
     ):
-        if not lr >= 0:
-            raise ValueError(f"lr must be at least 0, got {lr}")
-        if not eps > 0:
-            raise ValueError(f"eps must be above 0, got {eps}")
-        if not weight_decay >= 0:
-            raise ValueError(f"weight_decay must be at least 0, got {weight_decay}")
-        if samples < 1:
-            raise ValueError(f"samples must be at least 1, got {samples}")
-        if rounding not in ROUNDINGS:
-            raise ValueError(f"unknown rounding '{rounding}'; known: {', '.join(ROUNDINGS)}")
-        if shaping not in SHAPINGS:
-            raise ValueError(f"unknown shaping '{shaping}'; known: {', '.join(SHAPINGS)}")
-        if sides not in (1, 2):
-            raise ValueError(f"sides must be 1 or 2, got {sides}")
-        if shaping == "deviation" and sides * samples < 2:
-            raise ValueError("the deviation of one loss is nothing to divide by: give more samples, or two sides")
-        if shaping == "zscore" and sides * samples < FEWEST:
-            logger.warning(
-                "z-scores of %d losses hardly depend on what they are: give at least %d samples",
-                sides * samples, -(-FEWEST // sides),
-            )  # fmt: skip
-        if split and (sides == 1 or direction_groups > 1):
-            raise ValueError("split takes two sides, and one group of ranks")
-        if not 1 <= direction_groups <= samples:
-            raise ValueError(f"direction_groups must be from 1 to samples ({samples}), got {direction_groups}")
-        super().__init__(_trainable(params), {"lr": lr, "eps": eps, "weight_decay": weight_decay})
+        check_numbers(lr=lr, eps=eps, weight_decay=weight_decay, rounding=rounding)
+        check_probes(samples, sides, shaping, split=split, direction_groups=direction_groups)
+        super().__init__(trainable(params), {"lr": lr, "eps": eps, "weight_decay": weight_decay})
         for group in self.param_groups:
             if "param_names" not in group:
                 raise ValueError("MeZO needs names, which seed the noise: pass model.named_parameters()")
         self.noise = noise if noise is not None else CounterNoise()
         self.rule = rule if rule is not None else SGD()
-        pairs = [pair for group in self.param_groups for pair in _named(group)]
+        pairs = [pair for group in self.param_groups for pair in named(group)]
         self.probe = choose_probe(probe, model, pairs, self.noise)
         check_update(pairs, self.noise, self.rule, self.probe.name)
         self.rounding = rounding if isinstance(self.noise, Directions) else "nearest"
@@ -162,7 +136,7 @@ class MeZO(torch.optim.Optimizer):
     @property
     def state_bytes(self) -> int:
         """Bytes kept from step to step beside the weights."""
-        pairs = [pair for group in self.param_groups for pair in _named(group)]
+        pairs = [pair for group in self.param_groups for pair in named(group)]
         residuals = sum(2 * residual.numel() for residual in self._progress.get("residuals", {}).values())
         return residuals + (state_bytes(pairs, self.noise, self.rule) if isinstance(self.noise, Directions) else 0)
 
@@ -249,9 +223,9 @@ class MeZO(torch.optim.Optimizer):
 
     def _direction(self, sample: int) -> Direction:
         # The groups' eps are one probe: theta + D z with D = diag(eps); the loss difference serves all groups.
-        named = [(pair, group["eps"]) for group in self.param_groups for pair in _named(group)]
+        pairs = [(pair, group["eps"]) for group in self.param_groups for pair in named(group)]
         state = self._progress
-        parameters, eps = [pair for pair, _ in named], [eps for _, eps in named]
+        parameters, eps = [pair for pair, _ in pairs], [eps for _, eps in pairs]
         return Direction(parameters, eps, self.noise, seed=state["seed"], step=state["step"], sample=sample)
 
     @torch.no_grad()
@@ -312,7 +286,7 @@ class MeZO(torch.optim.Optimizer):
             "parameters": [
                 [name, list(p.shape), str(p.dtype).removeprefix("torch."), i]
                 for i, group in enumerate(self.param_groups)
-                for name, p in _named(group)
+                for name, p in named(group)
             ],
         }
 
@@ -375,12 +349,11 @@ class MeZO(torch.optim.Optimizer):
         moved = [
             Moved(name, p, float(g["lr"]), float(g["lr"]) * g["weight_decay"], eps / g["eps"])
             for g in groups
-            for name, p in _named(g)
+            for name, p in named(g)
         ]
         update = Update(directions, self.rule, self.rounding, progress.setdefault("kept", {}))
         update.apply(moved, progress["seed"], history, progress.get("residuals", {}))
-        named = [(one.name, one.p) for one in moved]
-        directions.learn(named, Place(progress["seed"], progress["step"], 0), grads)
+        directions.learn([(one.name, one.p) for one in moved], Place(progress["seed"], progress["step"], 0), grads)
         progress["directions"] = directions.state()
 
     def _skip(self, estimate: Estimate) -> None:
@@ -396,10 +369,10 @@ class MeZO(torch.optim.Optimizer):
 
     def _add(self, move: Move) -> None:
         """One pass over all parameters."""
-        named, all_scales, all_decays = [], [], []
+        every, all_scales, all_decays = [], [], []
         for group, scale, decay in zip(self.param_groups, move.scales, move.decays, strict=True):
-            pairs = _named(group)
-            named.extend(pairs)
+            pairs = named(group)
+            every.extend(pairs)
             all_scales.extend([scale] * len(pairs))
             all_decays.extend([decay] * len(pairs))
         state = self._progress
@@ -407,9 +380,9 @@ class MeZO(torch.optim.Optimizer):
         if self.rounding != "nearest":
             exact["rounding"] = self.rounding
         if self.rounding == "compensated":
-            exact["residuals"] = [state["residuals"].get(name) for name, _ in named]
+            exact["residuals"] = [state["residuals"].get(name) for name, _ in every]
         self.noise.add_(
-            named,
+            every,
             seed=state["seed"],
             step=state["step"],
             sample=move.sample,
@@ -417,24 +390,3 @@ class MeZO(torch.optim.Optimizer):
             decays=all_decays,
             **exact,
         )
-
-
-def _named(group: dict[str, Any]) -> list[tuple[str, Tensor]]:
-    return list(zip(group["param_names"], group["params"], strict=True))
-
-
-def _trainable(params: Iterable[Any]) -> list[Any]:
-    """Drop frozen parameters, and groups that are left empty (torch refuses both an empty group and no group)."""
-
-    def keep(item: Any) -> bool:
-        return (item[1] if isinstance(item, tuple) else item).requires_grad
-
-    items = list(params)
-    if items and isinstance(items[0], dict):
-        groups = [{**group, "params": [p for p in group["params"] if keep(p)]} for group in items]
-        found: list[Any] = [group for group in groups if group["params"]]
-    else:
-        found = [p for p in items if keep(p)]
-    if not found:
-        raise ValueError("no parameter requires a gradient: there is nothing to train")
-    return found

@@ -6,6 +6,7 @@ estimate of a parameter is made in pieces, so that no tensor of its size is need
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -134,9 +135,9 @@ def moves(groups: Sequence[Mapping[str, Any]], projected_grads: Sequence[float])
 def state_bytes(pairs: Sequence[tuple[str, Tensor]], directions: Directions, rule: Rule) -> int:
     """Bytes that directions and rule keep from step to step, beside the weights."""
     numbers = 0
-    for name, p in pairs:
-        drawn = directions.coordinates(name, p, Place(0, 0, 0)) if isinstance(directions, Coordinates) else None
-        numbers += p.numel() if drawn is None else drawn.numel()
+    for _, p in pairs:
+        shape = directions.coordinate_shape(p) if isinstance(directions, Coordinates) else None
+        numbers += p.numel() if shape is None else math.prod(shape)
     return directions.state_bytes(pairs) + 4 * len(rule.slots) * numbers
 
 

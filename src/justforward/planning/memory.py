@@ -204,7 +204,7 @@ def mezo(shape: ModelShape, load: Load, method: str = "full") -> Memory:
     scratch = signs * (piece + shape.few) * width + min(VERIFIED, trained)
     if trained <= SMALL:
         scratch = trained if signs == 1 else min(scratch, 2 * trained)
-    memory = replace(memory, scratch=scratch, training=0 if method == "full" else trained)
+    memory = replace(memory, scratch=scratch, training=shape.state if method == "full" else trained)
     if method == "prefix":  # the trained keys and values, repeated for each row, and every layer adds the row's own
         cached = passed.rows * (PREFIX + load.tokens)
         return replace(memory, cache=key_values(shape, cached, load.width))

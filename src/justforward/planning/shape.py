@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,10 @@ from justforward.models.reading import reading
 from justforward.models.sources import ModelError, find_source
 from justforward.models.towers import inside, unseen_towers
 from justforward.models.tuning import lora_targets
+from justforward.optim.build import build
+from justforward.optim.methods import Method, get_method
 from justforward.optim.probes.modules import CHUNK, FEW
+from justforward.optim.update import state_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,16 +62,17 @@ class ModelShape:
     few: int
     lora_widths: int | None
     positions: int | None
+    state: int = 0
 
 
-def read_shape(name: str, *, trust_remote_code: bool = False) -> ModelShape:
-    """The shape of the model that a hub id, a folder with `config.json`, or a GGUF file names.
+def read_shape(name: str, *, trust_remote_code: bool = False, method: str = "mezo") -> ModelShape:
+    """The shape of the model that a hub id, a folder with `config.json`, or a GGUF file names; with a method's state.
 
     Raises ValueError, in one line, for what cannot be found or is no causal LM.
     """
     model = _skeleton(name, trust_remote_code=trust_remote_code)
     try:
-        return shape_of(model)
+        return replace(shape_of(model), state=_state(model, get_method(method)))
     except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
         raise ValueError(f"MODEL {name}: not the shape of a transformer that can be planned ({error})") from error
 
@@ -134,6 +138,12 @@ def shape_of(model: PreTrainedModel) -> ModelShape:
         lora_widths=_lora_widths(model),
         positions=positions_of(config),
     )
+
+
+def _state(model: nn.Module, method: Method) -> int:
+    """Bytes that a method keeps beside the weights where all are trained."""
+    directions, rule = build(method.directions, method.rule, {}, method.settings)
+    return state_bytes(list(model.named_parameters()), directions, rule)
 
 
 def _count(model: nn.Module) -> int:

@@ -153,7 +153,8 @@ def method_name(job: Mapping[str, Any]) -> str:
     """What a job does, by its arguments, in the paper's words: "ICL", "MeZO (LoRA)", "FT", ..."""
     if job.get("linear_probing"):
         return "LP"
-    methods = {"zo": "MeZO", "regular": "FT"}
+    named = job.get("zo_method") or "mezo"
+    methods = {"zo": "MeZO" if named == "mezo" else named, "regular": "FT"}
     method = methods.get(str(job.get("trainer")), "ICL" if job.get("num_train") else "Zero-shot")
     names = {"lora": "LoRA", "prefix_tuning": "prefix", "head_tuning": "head", "non_diff": "reward"}
     details = [name for argument, name in names.items() if job.get(argument)]

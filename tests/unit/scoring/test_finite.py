@@ -18,9 +18,9 @@ from justforward.scoring.prompts import Row
 from justforward.scoring.remarks import Remarks
 from justforward.tasks import get_task
 from justforward.tasks.base import Sample
+from justforward.training.objective_trainer import ObjectiveMeZOTrainer, ObjectiveTrainer, _accuracy
 from justforward.training.objectives import Classification, Example, TeacherForcing
 from justforward.training.rewards import RewardObjective
-from justforward.training.trainer import ObjectiveMeZOTrainer, ObjectiveTrainer, _accuracy
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,10 @@ class Coordinates(Directions):
         self.dense = CounterNoise()
 
     @abstractmethod
+    def coordinate_shape(self, p: Tensor) -> tuple[int, int] | None:
+        """The shape of a parameter's coordinates; None for one that has dense noise."""
+
+    @abstractmethod
     def coordinates(self, name: str, p: Tensor, place: Place) -> Tensor | None:
         """The coordinates of z, float32; None for a parameter that has dense noise."""
 

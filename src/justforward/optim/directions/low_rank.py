@@ -42,12 +42,15 @@ class LowRank(Coordinates):
         """See Directions."""
         return {"rank": self.rank, "refresh": self.refresh}
 
+    def coordinate_shape(self, p: Tensor) -> tuple[int, int] | None:
+        """See Coordinates."""
+        rows, width = as_matrix(p).shape
+        return (rows, self.rank) if min(rows, width) > self.rank else None
+
     def coordinates(self, name: str, p: Tensor, place: Place) -> Tensor | None:
         """U: [rows, r]."""
-        rows, width = as_matrix(p).shape
-        if min(rows, width) <= self.rank:
-            return None
-        return _normal((rows, self.rank), noise_key(*place, f"{name} U"), p.device)
+        shape = self.coordinate_shape(p)
+        return None if shape is None else _normal(shape, noise_key(*place, f"{name} U"), p.device)
 
     def lift(self, name: str, p: Tensor, place: Place, coordinates: Tensor, rows: slice | Tensor) -> Tensor:
         """U V^T / sqrt(r), of some rows."""

@@ -43,11 +43,16 @@ class Subspace(Coordinates):
         """See Directions."""
         return {"rank": self.rank, "refresh": self.refresh, "matched": self.matched}
 
+    def coordinate_shape(self, p: Tensor) -> tuple[int, int] | None:
+        """See Coordinates."""
+        return (self.rank, self.rank) if min(as_matrix(p).shape) > self.rank else None
+
     def coordinates(self, name: str, p: Tensor, place: Place) -> Tensor | None:
         """Z: [r, r]."""
-        if min(as_matrix(p).shape) <= self.rank:
+        shape = self.coordinate_shape(p)
+        if shape is None:
             return None
-        drawn = torch.empty((self.rank, self.rank), device=p.device)
+        drawn = torch.empty(shape, device=p.device)
         backend(p.device).fill_(drawn, noise_key(*place, f"{name} Z"))
         return drawn
 

