@@ -388,7 +388,7 @@ WRONG_ROWS = [
     ),
     (CHOICE, {**GOOD_CHOICE, "right": -1}, "or an index from 0 to 1, not -1"),
     (CHOICE, {**GOOD_CHOICE, "right": "yess"}, "index from 0 to 1, not 'yess' (did you mean 'yes'?)"),
-    (CHOICE, {**GOOD_CHOICE, "right": True}, "field 'right' must be a string, not True"),
+    (CHOICE, {**GOOD_CHOICE, "right": True}, "'yes', 'no', or an index from 0 to 1, not true (answers that are"),
     (CHOICE + 'answer_kind = "text"\n', GOOD_CHOICE, "field 'right' must be one of the choices 'yes', 'no', not 0"),
     (CHOICE + 'answer_kind = "index"\n', {**GOOD_CHOICE, "right": "yes"}, "must be an index from 0 to 1, not 'yes'"),
     (
