@@ -16,6 +16,11 @@ from support.golden import MODEL
 from justforward.models.loading import LoadedModel, load
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose jobs are of several processes take minutes: they come first, or one worker ends with them alone."""
+    items.sort(key=lambda item: "/e2e/" not in item.path.as_posix())
+
+
 @pytest.fixture(scope="session")
 def _golden() -> LoadedModel:
     return load(MODEL)

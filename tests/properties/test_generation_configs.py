@@ -63,7 +63,7 @@ def expected(write) -> list[list[str]]:
 
 def check(model: LoadedModel, given: dict[str, Any], inner: dict[str, Any], folder: Path) -> None:
     """Read a folder, and save what training makes of it."""
-    described = json.loads((Path(model.model.name_or_path) / "config.json").read_text())
+    described = json.loads((Path(str(model.model.name_or_path)) / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(inner | described))
     (folder / "generation_config.json").unlink(missing_ok=True)
     if not inner:

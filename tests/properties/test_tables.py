@@ -123,7 +123,9 @@ def test_tables(table, tmp_path):
         content.isascii() and not table["encoding"].startswith("utf-16")
     )
     told = delimiter == default or table["told"] != "nowhere"
-    quotes_told = table["key"] or (not plain and delimiter != "\t" and not any(m in t for t in cells for m in "\r\n"))
+    # A row without the cells of nameless columns, and with a delimiter in quotes, reads as well without the quotes.
+    clear = delimiter != "\t" and not table["nameless"] and not any(m in t for t in cells for m in "\r\n")
+    quotes_told = table["key"] or (clear and not plain)
     assert not (unicode and told and quotes_told), (found, content)
 
 
@@ -260,6 +262,29 @@ def test_choices(quiz, told, as_string, decoration, tmp_path):
         return
     assert [sample.correct for sample in found] == [choices[right] for choices, right in rows]
     assert [list(sample.candidates or ()) for sample in found] == [[c for c in choices if c] for choices, _ in rows]
+
+
+@cases(200)
+@given(
+    choices=st.lists(st.sampled_from(["w", "x", "A", "b", "1", "2"]), min_size=2, max_size=4),
+    labels=st.sampled_from(["ABCD", "abcd", "1234", "0123"]).flatmap(st.permutations),
+    right=st.integers(0, 3),
+    key=st.sampled_from(['choice_labels = "c.label"\n', 'answer_kind = "letter"\n', ""]),
+    as_number=st.booleans(),
+)
+def test_labels(choices, labels, right, key, as_number, tmp_path):
+    """An answer that is a row's own label is that choice, or is refused: whatever else it could be."""
+    labels, right = labels[: len(choices)], right % len(choices)
+    number = as_number and labels[right].isdigit()
+    answer = int(labels[right]) if number else labels[right]
+    row = {"q": "?", "c": {"text": choices, "label": labels}, "right": answer}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    found = load(tmp_path, QUIZ + 'choices = "c.text"\n' + key, "t.jsonl")
+    if isinstance(found, str):
+        assert "choice_labels" not in key
+        assert 'choice_labels = "c.label"' in found or "answer_kind = " in found
+        return
+    assert [sample.correct for sample in found] == [choices[right]]
 
 
 @pytest.mark.parametrize("numbers", [[1, 3, 2], [1], [2, 2], ["1", "2"], [1.0, 2.0]])

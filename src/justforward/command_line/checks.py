@@ -156,6 +156,8 @@ def _task(name: str, file: str | None) -> Task:
 
     try:
         return find_task(name, file)
+    except UnicodeEncodeError:  # it has a mend of its own
+        raise
     except ValueError as error:
         raise ValueError(f"argument --{'task_name' if file is None else 'task_file'}: {error}") from None
 

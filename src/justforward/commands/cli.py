@@ -56,17 +56,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("justforward: interrupted", file=sys.stderr)
         return 130
     except UnicodeEncodeError as error:
-        if os.environ.get("JUSTFORWARD_TRACEBACK"):
+        if _wants_traceback():
             raise
         print(f"justforward: error: {_not_encoded(error)}", file=sys.stderr)
         return 2
     except ValueError as error:
-        if os.environ.get("JUSTFORWARD_TRACEBACK"):
+        if _wants_traceback():
             raise
         print(f"justforward: error: {_one_line(error)}", file=sys.stderr)
         return 2
     except OSError as error:
-        if os.environ.get("JUSTFORWARD_TRACEBACK"):
+        if _wants_traceback():
             raise
         where = "" if error.filename is None else f"{error.filename}: "
         what = f"{where}{error.strerror or error} (JUSTFORWARD_TRACEBACK=1 shows where)"
@@ -97,6 +97,10 @@ def run(words: list[str]) -> None:
     from justforward import experiment
 
     experiment.run(parsed)
+
+
+def _wants_traceback() -> bool:
+    return os.environ.get("JUSTFORWARD_TRACEBACK", "").strip().lower() not in ("", "0", "false", "no", "off")
 
 
 def _one_line(error: ValueError) -> str:

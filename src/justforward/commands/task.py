@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 MOST_SHOWN = 10
 """So many options, or different answers, are listed; the others are counted."""
 _UNCUT = 2**40
+_LINE_BREAK = re.compile(r"\r\n|\r|\n")
 
 
 def task_command(words: list[str]) -> None:
@@ -82,10 +84,32 @@ def describe(task: Task, splits: Splits, num: int) -> Iterator[str]:
     """What does not depend on a model: kind, sizes, the first prompts, the balance of the right answers."""
     yield f"{task.name}: {_kind(task)}, metric {task.metric}"
     yield f"{len(splits.train)} rows for training, {len(splits.validation)} for validation"
+    if task.rows is not None:
+        yield from _several_lines(splits)
     for sample in splits.train[:num]:
         yield from _show(task, sample)
     yield ""
     yield from _balance(task, splits)
+
+
+def _several_lines(splits: Splits) -> Iterator[str]:
+    """How many fields hold line breaks: it shows what a quotation mark too many has taken into a cell of a table."""
+    halves = {"training": splits.train, "validation": splits.validation}
+    counts = {name: [_lines(sample) for sample in half] for name, half in halves.items()}
+    rows = ((max(found), name, i) for name, half in counts.items() for i, found in enumerate(half))
+    longest, name, row = max(rows, key=lambda entry: entry[0])
+    if longest > 1:
+        cells = {name: sum(lines > 1 for found in half for lines in found) for name, half in counts.items()}
+        yield (
+            f"fields of several lines: {cells['training']} in training, {cells['validation']} in validation; the "
+            f"longest has {longest} lines, in {name} row {row}"
+        )
+
+
+def _lines(sample: Sample) -> list[int]:
+    """How many lines each text of a row has."""
+    texts = (value for value in sample.data.values() if isinstance(value, str))
+    return [1 + len(_LINE_BREAK.findall(text.strip("\r\n"))) for text in texts] or [1]
 
 
 def _kind(task: Task) -> str:

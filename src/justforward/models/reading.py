@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -55,13 +56,16 @@ def reading(name: str, source: Mapping[str, Any], part: str) -> Iterator[None]:
     Raises ModelError for damaged files, and for whatever the calls raise.
     """
     folder = folder_of(dict(source))
-    for file in [] if folder is None else _files(folder, source.get("gguf_file"), part):
+    own = folder if folder == Path(source["pretrained_model_name_or_path"]) else None
+    files = [] if folder is None else _files(folder, source.get("gguf_file"), part)
+    # What an index names and the hub's cache lacks is still to be downloaded.
+    files += [] if own is None or part != "weights" or "gguf_file" in source else _index(own)
+    for file in files:
         if found := damage(file):
             raise ModelError(name, f"{file.name} {found}")
     try:
         yield
     except Exception as error:
-        own = folder if folder == Path(source["pretrained_model_name_or_path"]) else None
         raise ModelError(name, _reason(error, own, part)) from error
 
 
@@ -98,6 +102,13 @@ def _files(folder: Path, gguf: str | None, part: str) -> list[Path]:
     else:
         return []
     return [path for name in names for path in sorted(folder.glob(name))]
+
+
+def _index(folder: Path) -> list[Path]:
+    """The index that transformers reads weights by, if it does: of the four files, the first that is there counts."""
+    names = [name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")]
+    first = next((folder / name for name in names if (folder / name).exists()), None)
+    return [first] if first is not None and first.suffix == ".json" else []
 
 
 def _json(path: Path) -> str | None:
@@ -178,6 +189,10 @@ def _reason(error: Exception, folder: Path | None, part: str) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, MemoryError) or should_reduce_batch_size(error):
         return "does not fit in memory (`justforward plan` tells what fits): --load_bfloat16 or --load_int8 take less"
+    if folder is not None and not _is_text(str(folder)):
+        system = sys.getfilesystemencoding()
+        mend = "rename it" if system == "utf-8" else "set PYTHONUTF8=1"
+        return f"the path is no text in {system}, the system's encoding, and libraries cannot open it: {mend}"
     if folder is None and ("couldn't connect" in text.lower() or "offline" in text.lower()):
         return f"no such folder, and the hub cannot be reached; give a folder with the model's {CONFIG}"
     if "trust_remote_code" in text:
@@ -194,6 +209,14 @@ def _reason(error: Exception, folder: Path | None, part: str) -> str:
     if isinstance(error, OSError) or type(error) is ValueError:
         return _short(text)  # written for users
     return f"{PARTS[part]} ({type(error).__name__}: {_short(text)}): {AGAIN}, or see JUSTFORWARD_TRACEBACK=1"
+
+
+def _is_text(path: str) -> bool:
+    """False for bytes that the system's encoding does not know, which Python alone can name to the system."""
+    try:
+        return path.isascii() or bool(path.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _why_part(folder: Path, part: str, text: str) -> str | None:

@@ -1,8 +1,8 @@
 """Runs a plan on a causal language model: token rows with spans in, log-probabilities out.
 
-Differentiable when gradients are on. What a model cannot take (tree masks, a shared KV cache) is found out on its
-first rows, by comparing with plain rows, and then left alone. A prefix-tuned model is its base model continuing the
-trained keys and values, which is a KV cache like any other.
+Differentiable when gradients are on. What a model cannot take (tree masks, a shared KV cache) is found out on
+rows as long as those to come, by comparing with plain rows, and then left alone. A prefix-tuned model is its base
+model continuing the trained keys and values, which is a KV cache like any other.
 """
 
 from __future__ import annotations

@@ -134,14 +134,27 @@ class Table:
                 self.doubtful = self.doubtful or record.line
 
     def _are_rows(self, plain: list[list[str]]) -> bool:
-        """Whether each of these lines is a row by itself: so many cells, and the first and last ones make sense."""
+        """Whether these lines are rows by themselves, and so may have been taken into a cell.
+
+        Where the task can tell a row from other text, two such lines are enough: of an honest cell only the line with
+        the other cells of its row looks like one. Where any text would do, as for a question and its answer, commas
+        make many a line of prose a row, and all lines have to be.
+        """
         if self.columns is None:
             return False
+        if not self.is_row({name: f'" {i}' for i, name in enumerate(self.columns) if name}):
+            return sum(self._is_row(cells) for cells in plain) > 1
+        return all(map(self._is_row, (plain[0], plain[-1]))) and all(map(self._fits, plain))
+
+    def _fits(self, cells: list[str]) -> bool:
         try:
-            rows = [self._named(cells, "") for cells in plain]
+            self._named(cells, "")
         except ValueError:
             return False
-        return self.is_row(rows[0]) and self.is_row(rows[-1])
+        return True
+
+    def _is_row(self, cells: list[str]) -> bool:
+        return self._fits(cells) and self.is_row(self._named(cells, ""))
 
     def _plain(self, line: str) -> list[str]:
         return next(csv.reader([line], delimiter=self.delimiter, quoting=csv.QUOTE_NONE))
@@ -153,6 +166,10 @@ class Table:
         for name in names:
             if name and names.count(name) > 1:
                 raise ValueError(f"{place}: the column '{name}' is given twice")
+        if not any(names):
+            raise ValueError(
+                f"{place}: it names no column, all its cells are empty: delete the line, or name the columns there"
+            )
         other = next((mark for mark in ";\t|," if mark in names[0]), None) if len(names) == 1 else None
         if other is not None:
             raise ValueError(

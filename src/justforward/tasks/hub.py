@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 Hub = tuple[str, str | None]
 """Data set (or a folder) and its configuration."""
 
-_LONGEST_REASON = 500
+_LONGEST_REASON = 160
+"""Characters of what a library says, and of each cause of it: what to do about it stands behind."""
 
 
 def hub_rows(
@@ -52,4 +52,13 @@ def _reason(error: BaseException) -> str:
     while cause is not None:
         said.append(str(cause))
         cause = cause.__cause__
-    return textwrap.shorten(": ".join(said), _LONGEST_REASON, placeholder=" ...")
+    return ": ".join(map(_shortened, said))
+
+
+def _shortened(text: str) -> str:
+    """One line; of a long one begin and end, because what libraries show of the data stands between these."""
+    text = " ".join(text.split())
+    if len(text) <= _LONGEST_REASON:
+        return text
+    begin, end = text[: _LONGEST_REASON // 2], text[-_LONGEST_REASON // 2 :]
+    return f"{begin.rpartition(' ')[0] or begin} ... {end.partition(' ')[2] or end}"

@@ -28,6 +28,11 @@ class AnswerReader:
     def check_all(self, rows: Sequence[Fields], where: str) -> None:
         """Raise ValueError for what only all rows together show."""
 
+    def inside(self, name: str, value: Mapping[str, Any]) -> str:
+        """What to give in the task file where the field `name` is an object."""
+        paths = " or ".join(f"'{name}.{part}'" for part in value)
+        return f"{paths} in the task file (for a template under [columns])"
+
 
 @dataclass(frozen=True)
 class RowReader:
@@ -80,14 +85,12 @@ class RowReader:
                 try:
                     read[name] = reach(read, name)
                 except KeyError:
+                    if name in self.may_be_empty:
+                        continue
                     raise ValueError(f"{where}: field '{name}' is missing{_nearest(name, read)}") from None
         for name in (*self.texts, *self.answer.names):
             if isinstance(inner := read.get(name), Mapping):
-                paths = " or ".join(f"'{name}.{part}'" for part in inner)
-                raise ValueError(
-                    f"{where}: field '{name}' is an object: give {paths} in the task file (for a template under "
-                    "[columns])"
-                )
+                raise ValueError(f"{where}: field '{name}' is an object: give {self.answer.inside(name, inner)}")
         return read
 
 

@@ -21,7 +21,7 @@ from justforward.tasks.texts import comparable, nfc
 
 _STRINGS = (
     *("name", "prompt", "calibration", "separator", "metric", "train", "validation", "file", "hub", "config"),
-    *("label", "answer", "answer_kind", "choice_text", "answer_text", "delimiter"),
+    *("label", "answer", "answer_kind", "choice_text", "choice_labels", "answer_text", "delimiter"),
 )
 _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(_STRINGS, str),
@@ -47,6 +47,7 @@ _KINDS = {
 _ONLY_FOR = {
     "answer_kind": ("multiple choice",),
     "choice_text": ("multiple choice",),
+    "choice_labels": ("multiple choice",),
     "answer_text": ("generation",),
     "calibration": ("classification", "multiple choice"),
 }

@@ -71,14 +71,25 @@ def _classification(keys: Keys) -> Answering:
 def _multiple_choice(keys: Keys) -> Answering:
     names, answer = keys.names("choices"), keys.name_of("answer")
     kind, empty = keys.one_of("answer_kind", KINDS), frozenset(map(nfc, keys.given.get("may_be_empty", [])))
-    choices = Choices(names, answer, kind, empty)
+    labels = _choice_labels(keys, names)
+    choices = Choices(names, answer, kind, empty, labels)
     text, named = _answer_text(keys, "choice_text", " {choice}", "choice")
-    listed = isinstance(names, str)
     fields = {names: [str]} if isinstance(names, str) else dict.fromkeys(names, str)
     parts = {"candidates": choices.of, "correct": lambda row: row[answer], "option": text}
-    return Answering(
-        choices, {**fields, answer: str}, (answer, *([names] if listed else [])), parts, named, choices.fields
-    )
+    secret = (answer, *([names] if isinstance(names, str) else []), *([labels] if labels else []))
+    return Answering(choices, {**fields, answer: str}, secret, parts, named, choices.fields)
+
+
+def _choice_labels(keys: Keys, choices: str | tuple[str, ...]) -> str | None:
+    """The field with the labels of the choices, by which the answer is read."""
+    if "choice_labels" not in keys.given:
+        return None
+    if "answer_kind" in keys.given:
+        raise keys.error("answer_kind", "with choice_labels the answer is one of the labels: leave answer_kind out")
+    if not isinstance(choices, str):
+        mend = 'where fields are called by letters, answer_kind = "letter" finds them'
+        raise keys.error("choice_labels", f"is for choices in one field: leave it out ({mend})")
+    return keys.name_of("choice_labels")
 
 
 def _generation(keys: Keys) -> Answering:

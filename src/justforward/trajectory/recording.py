@@ -36,7 +36,7 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _checksum(t: Tensor) -> int:
+def _checksum(t: Any) -> int:
     """Of a tensor's bits; of a quantised one's, those of the tensors that it is made of."""
     if hasattr(t, "__tensor_flatten__"):
         parts = [_checksum(getattr(t, name)) for name in t.__tensor_flatten__()[0]]

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -14,6 +15,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from support.golden import MODEL
 
 import justforward
 from justforward.command_line.arguments import Parsed
@@ -83,6 +85,13 @@ def test_traceback_on_request(experiment, monkeypatch):
     experiment.raises = ValueError("deep inside")
     with pytest.raises(ValueError, match="deep inside"):
         main([])
+
+
+@pytest.mark.parametrize("value", ["0", "", "false", "False", "no", "off"])
+def test_no_traceback_on_request(value, experiment, monkeypatch):
+    monkeypatch.setenv("JUSTFORWARD_TRACEBACK", value)
+    experiment.raises = ValueError("deep inside")
+    assert main([]) == 2
 
 
 def test_interrupt(experiment, capsys):
@@ -223,6 +232,24 @@ def test_an_ascii_system_is_no_obstacle(words, foreign_words):
     assert r"\udce6" in ran.stdout or r"\u6a21" in ran.stdout
     if "report" in words:
         assert quote("模.md") in Path("模.html").read_text(encoding="utf-8")
+
+
+def test_a_model_or_a_table_that_an_ascii_system_cannot_name(foreign_words):
+    settings = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    shutil.copytree(MODEL, "模")
+    Path("é.toml").write_text(TASK.replace("t.jsonl", "é.jsonl"), encoding="utf-8")
+    for words, said in (
+        (["--task_file", "é.toml"], r"'\xe9.jsonl' cannot be written in ascii: the system's encoding is ascii, set "),
+        (
+            ["task", "check", "t.toml", "--model_name", "模"],
+            "the path is no text in ascii, the system's encoding, and libraries cannot open it: set ",
+        ),
+    ):
+        command = [sys.executable, "-m", "justforward", *words]
+        ran = subprocess.run(command, env=settings, capture_output=True, text=True)
+        assert ran.returncode == 2
+        assert ran.stderr.startswith("justforward: error: ")
+        assert said + "PYTHONUTF8=1" in ran.stderr
 
 
 def test_a_name_that_the_system_has_no_bytes_for(monkeypatch, capsys):

@@ -2,8 +2,11 @@
 
 import io
 import json
+import os
 import pickle
+import re
 import zipfile
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -136,6 +139,53 @@ def test_merges_that_do_not_make_the_vocabulary(tmp_path):
     assert damage(tmp_path / "merges.txt") is None
     (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs[:32]]))
     assert "does not make 33 of the 68 tokens" in (damage(tmp_path / "merges.txt") or "")
+
+
+def test_a_path_that_is_no_text(tmp_path):
+    folder = tmp_path / os.fsdecode(b"m\xff")
+    folder.mkdir()
+    source = {"pretrained_model_name_or_path": str(folder)}
+    with reading("m", source, "tokenizer"):
+        pass
+    with (
+        pytest.raises(ModelError, match=r"the path is no text in utf-8, .*: rename it"),
+        reading("m", source, "tokenizer"),
+    ):
+        raise TypeError("no str")
+
+
+def index(**told):
+    return json.dumps({"weight_map": told}).encode()
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"model.safetensors.index.json": b'{"weight_map":'}, "model.safetensors.index.json is damaged, it is not val"),
+        ({"model.safetensors.index.json": b"[]"}, "model.safetensors.index.json is the file of something else"),
+        ({"pytorch_model.bin.index.json": b""}, "pytorch_model.bin.index.json is empty"),
+        (
+            {"model.safetensors.index.json": index(a="model-1.safetensors"), "model-2.safetensors": safetensors()},
+            "model.safetensors.index.json names model-1.safetensors, not there",
+        ),
+        ({"model.safetensors": safetensors(), "model.safetensors.index.json": b"[]"}, None),
+        ({"model.safetensors": safetensors(), "pytorch_model.bin.index.json": b"[]"}, None),
+        ({"model.safetensors.index.json": index(a="a.safetensors"), "a.safetensors": safetensors()}, None),
+    ],
+)
+def test_an_index_of_weights_is_looked_at_where_it_is_read(files, said, tmp_path):
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    expected = nullcontext() if said is None else pytest.raises(ModelError, match=f"^--model_name m: {re.escape(said)}")
+    with expected, reading("m", {"pretrained_model_name_or_path": str(tmp_path)}, "weights"):
+        pass
+
+
+def test_what_the_cache_of_the_hub_lacks_is_still_to_be_downloaded(tmp_path, monkeypatch):
+    (tmp_path / "model.safetensors.index.json").write_bytes(index(a="model-1.safetensors"))
+    monkeypatch.setattr("justforward.models.reading.folder_of", lambda source: tmp_path)
+    with reading("a/b", SOURCE, "weights"):
+        pass
 
 
 def test_a_broken_link(tmp_path):

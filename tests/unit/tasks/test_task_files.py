@@ -218,6 +218,18 @@ def test_whatever_the_library_of_data_sets_raises_is_one_line(monkeypatch):
     assert "; without the hub, give --data_dir DIR" in message
 
 
+def test_what_a_library_says_leaves_room_for_the_mend(monkeypatch):
+    def fails(path, config, *, split):
+        raise FromTheLibrary("cannot cast " + "text: string\n" * 99 + "as names don't match") from OSError("x" * 999)
+
+    fake_hub(monkeypatch, fails)
+    message = error_of(load(REVIEWS + 'hub = "me/reviews"\n' + OPTIONS).load, None)
+    assert message.startswith("reviews: the data set me/reviews cannot be read (cannot cast text: string text: string ")
+    assert " ... " in message
+    assert "as names don't match: xxx" in message
+    assert message.index("; its splits are named by train and validation") < 450
+
+
 @pytest.mark.parametrize("hub", ["./rows", "rows", "{tmp_path}/deep/rows"])
 def test_a_folder_as_a_data_set_is_relative_to_the_task_file(hub, monkeypatch, tmp_path):
     asked = []
@@ -388,7 +400,7 @@ WRONG_ROWS = [
     ),
     (CHOICE, {**GOOD_CHOICE, "right": -1}, "or an index from 0 to 1, not -1"),
     (CHOICE, {**GOOD_CHOICE, "right": "yess"}, "index from 0 to 1, not 'yess' (did you mean 'yes'?)"),
-    (CHOICE, {**GOOD_CHOICE, "right": True}, "field 'right' must be a string, not True"),
+    (CHOICE, {**GOOD_CHOICE, "right": True}, "'yes', 'no', or an index from 0 to 1, not true (answers that are"),
     (CHOICE + 'answer_kind = "text"\n', GOOD_CHOICE, "field 'right' must be one of the choices 'yes', 'no', not 0"),
     (CHOICE + 'answer_kind = "index"\n', {**GOOD_CHOICE, "right": "yes"}, "must be an index from 0 to 1, not 'yes'"),
     (
