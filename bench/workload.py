@@ -119,7 +119,7 @@ def step_on(
     batch = objective.batch(engine, rows)
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     mezo = MeZO(named, lr=1e-6, eps=1e-3, model=model, probe=probe, noise=CounterNoise(distribution))
-    pair = (lambda: objective.measure_pair(engine, batch)) if engine.fits_twice(batch.plan) else None
+    pair = (lambda: objective.measure_pair(engine, batch)) if engine.fits(batch.plan) > 1 else None
     made = Step(model, mezo, lambda: objective.measure(engine, batch).loss, pair, prompts)
     made.run()
     return made

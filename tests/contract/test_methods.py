@@ -18,7 +18,7 @@ from justforward.optim.directions.base import DIRECTIONS, Directions, Owners, Pl
 from justforward.optim.directions.flipped import Flipped
 from justforward.optim.methods import METHODS, Method
 from justforward.optim.probes import modules
-from justforward.optim.probes.closures import Shares
+from justforward.optim.probes.closures import Copies, Shares
 from justforward.optim.probes.just_in_time import JustInTimeProbe
 from justforward.optim.rules.base import RULES
 from justforward.optim.rules.estimate import Estimate
@@ -370,6 +370,37 @@ def test_rows_with_directions_of_their_own_are_as_one_by_one(name, family):
         if isinstance(mezo.probe, JustInTimeProbe):
             assert mezo.probe.divides
     for a, b in zip(*measured, strict=True):
+        assert a == pytest.approx(b, abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "mixtral"])
+@pytest.mark.parametrize("name", ["outer", "low_rank", "subspace"])
+def test_directions_that_share_passes_measure_what_they_do_alone(name, family):
+    model = tiny(family)
+    rows = IDS[:2]
+
+    def losses(count: int, owners: Owners) -> Tensor:
+        owners.tell(torch.arange(count).repeat_interleave(2), torch.ones(2 * count, 12, dtype=torch.bool), 12)
+        places = torch.arange(12).repeat(2 * count, 1)  # for each row, as the scoring engine gives them
+        logits = model(input_ids=rows.repeat(count, 1), position_ids=places).logits[:, :-1].float()
+        targets = rows[:, 1:].repeat(count, 1)
+        found = nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+        return found.view(count, -1).mean(1)
+
+    measured = []
+    for copies in (None, Copies(2, losses)):
+        method = Method("", directions=name, samples=5, sides=1)
+        mezo = optimizer(model, method, samples=5, eps=1e-2)
+        calls = []
+        hook = model.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        for _ in range(2):
+            mezo._clear()
+            calls.clear()
+            found = mezo.estimate(lambda: model(input_ids=rows, labels=rows).loss.float(), copies=copies)
+        hook.remove()
+        measured.append((found.losses, len(calls)))
+    assert [calls for _, calls in measured] == [6, 4]  # the base, two passes of two copies, and the fifth alone
+    for a, b in zip(*(losses for losses, _ in measured), strict=True):
         assert a == pytest.approx(b, abs=1e-5)
 
 

@@ -10,7 +10,6 @@ Face Trainer come for free: the same z serves all micro-batches of a step, and t
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
@@ -25,8 +24,8 @@ from justforward.optim.distribution.ranks import Ranks
 from justforward.optim.given import check_numbers, check_probes, named, trainable
 from justforward.optim.log import TrajectoryWriter
 from justforward.optim.probes.choose import choose_probe
-from justforward.optim.probes.closures import Closure, Loss, PairedClosure, Shares
-from justforward.optim.probes.just_in_time import JustInTimeProbe
+from justforward.optim.probes.closures import Closure, Copies, PairedClosure, Shares
+from justforward.optim.probes.several import divided, one_sided
 from justforward.optim.rules.base import Rule
 from justforward.optim.rules.estimate import Estimate, make_estimate, over_second_moment
 from justforward.optim.rules.stateless import SGD
@@ -169,6 +168,7 @@ class MeZO(torch.optim.Optimizer):
         weight: float = 1.0,
         *,
         paired: PairedClosure | None = None,
+        copies: Copies | None = None,
         shares: Shares | None = None,
     ) -> Estimate:
         """Probe the loss along the step's directions; `step()` will apply the result.
@@ -179,6 +179,8 @@ class MeZO(torch.optim.Optimizer):
             weight: weight of this loss among the estimates of the same step (the number of items it averages).
             paired: evaluates the closure's batch twice over in one forward: [2], the losses of the first and the second
                 half of the doubled batch. Used by the probe "paired", where it measures what `closure` does.
+            copies: evaluates the batch at several directions in one pass; used where directions are products of small
+                parts, as those of low rank are.
             shares: the batch divided among the directions, which are `samples`; needed with `split`.
 
         Returns:
@@ -186,7 +188,13 @@ class MeZO(torch.optim.Optimizer):
             raises: to the bit, but for the probe "in_place".
         """
         own = Ranks.current(self.direction_groups).directions(self.samples)
-        losses = self._divided(shares) if self.split else self._whole(own, closure, paired)
+        directions = [self._direction(sample) for sample in own]
+        if self.split:
+            losses = divided(self.probe, directions, shares)
+        elif self.sides == 1:
+            losses = one_sided(self.probe, directions, closure, copies)
+        else:
+            losses = [loss for direction in directions for loss in self.probe.losses(direction, closure, paired)]
         # One transfer for all: no host synchronisation stands between the probes.
         values = torch.stack([torch.as_tensor(loss).detach() for loss in losses]).double().tolist()
         for place, i in enumerate(own):
@@ -194,32 +202,6 @@ class MeZO(torch.optim.Optimizer):
             self._pending[2 * i + 1] += weight * values[2 * place + 1]
         self._pending[-1] += weight
         return self._measured(values)
-
-    def _whole(self, own: range, closure: Closure, paired: PairedClosure | None) -> list[Loss]:
-        """The losses of the batch for each of these directions: plus, minus, plus, minus, ..."""
-        losses: list[Loss] = []
-        base = closure() if self.sides == 1 else None
-        for direction in map(self._direction, own):
-            if base is None:
-                losses += self.probe.losses(direction, closure, paired)
-            else:
-                losses += [self.probe.plus(direction, closure), base]
-        return losses
-
-    def _divided(self, shares: Shares | None) -> list[Loss]:
-        """The same, of each direction's share of the batch."""
-        if shares is None or shares.count != self.samples:
-            raise ValueError(f"split divides each batch among {self.samples} directions: give estimate its shares")
-        direction = self._direction(0)
-        if isinstance(self.probe, JustInTimeProbe):
-            plus = self.probe.shared(direction, 1.0, shares)
-            minus = None if plus is None else self.probe.shared(direction, -1.0, shares)
-            if plus is not None and minus is not None:
-                return [loss for pair in zip(plus, minus, strict=True) for loss in pair]
-        losses: list[Loss] = []
-        for sample in range(self.samples):
-            losses += self.probe.losses(direction.of(sample), functools.partial(shares.alone, sample))
-        return losses
 
     def _direction(self, sample: int) -> Direction:
         # The groups' eps are one probe: theta + D z with D = diag(eps); the loss difference serves all groups.

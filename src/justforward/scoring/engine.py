@@ -163,15 +163,23 @@ class ScoringEngine:
             self.owners = None
         return scores
 
-    def run_pair(self, plan: Plan, *, normalise: bool = True) -> tuple[Scores, Scores]:
-        """Run a plan on a doubled batch: the scores of its first and of its second half."""
-        first, second = self._run(plan, 2, None, normalise)
-        return first, second
+    def run_copies(
+        self, plan: Plan, copies: int, *, normalise: bool = True, owners: Owners | None = None
+    ) -> tuple[Scores, ...]:
+        """Run a plan on its batch so many times over, in the same passes: the scores of each copy.
 
-    def fits_twice(self, plan: Plan) -> bool:
-        """Whether one forward of the doubled batch is the faster way, and within the token budget."""
-        most = min(PAIR_TOKENS.get(self.device.type, PAIR_TOKENS["cuda"]), self.token_budget // 2)
-        return plan.batched and all(f.input_ids.size <= most for f in plan.forwards)
+        owners: told the number of each sequence's copy before each forward pass.
+        """
+        self.owners = owners
+        try:
+            return self._run(plan, copies, None, normalise)
+        finally:
+            self.owners = None
+
+    def fits(self, plan: Plan) -> int:
+        """How many copies of the batch one pass takes: within the token budget, and while that is the faster way."""
+        most = min(2 * PAIR_TOKENS.get(self.device.type, PAIR_TOKENS["cuda"]), self.token_budget)
+        return max(1, most // max(f.input_ids.size for f in plan.forwards)) if plan.batched and plan.forwards else 1
 
     def _run(
         self, plan: Plan, copies: int, progress: Callable[[int], None] | None, normalise: bool
@@ -239,7 +247,10 @@ class ScoringEngine:
             ids, places = np.unique(forward.target, return_inverse=True)
             wanted, index = (torch.from_numpy(array).to(self.device) for array in (ids, places))
         if self.owners is not None:
-            owner = torch.from_numpy(forward.owner).to(self.device)
+            owner = torch.from_numpy(forward.owner)
+            if copies > 1:
+                owner = torch.arange(copies).repeat_interleave(len(owner))
+            owner = owner.to(self.device)
             self.owners.tell(owner, keep if self.keeps_logits else torch.ones_like(keep), keep.shape[1])
         with _wanting(self.head, wanted):
             logits = self._call(**arguments).logits

@@ -16,7 +16,7 @@ from transformers import EvalPrediction, Trainer
 
 from justforward.optim.directions.base import Owners
 from justforward.optim.distribution.shards import is_sharded
-from justforward.optim.probes.closures import Shares
+from justforward.optim.probes.closures import Copies, Shares
 from justforward.scoring import ScoringEngine
 from justforward.training.checkpoint_trainer import CheckpointMixin
 from justforward.training.counting import count
@@ -89,7 +89,7 @@ class ObjectiveMixin(_Base):
     def paired_closure(self, model: nn.Module, inputs: dict[str, Any]) -> Callable[[], Tensor] | None:
         """The objective on the doubled batch, where that fits the token budget."""
         objective, batch = self.objective, self._planned(inputs)
-        if not isinstance(objective, ScoredObjective) or not self.engine.fits_twice(batch.plan):
+        if not isinstance(objective, ScoredObjective) or self.engine.fits(batch.plan) < 2:
             return None
 
         def closure() -> Tensor:
@@ -98,10 +98,22 @@ class ObjectiveMixin(_Base):
 
         return closure
 
+    def copies(self, model: nn.Module, inputs: dict[str, Any]) -> Copies | None:
+        """The objective on several copies of the batch, as many as fit the token budget."""
+        objective, batch = self.objective, self._planned(inputs)
+        if not isinstance(objective, ScoredObjective):
+            return None
+
+        def losses(count: int, owners: Owners) -> Tensor:
+            with self._calling(model), self.compute_loss_context_manager():
+                return objective.measure_copies(self.engine, batch, count, owners)
+
+        return Copies(self.engine.fits(batch.plan), losses)
+
     def shares(self, model: nn.Module, inputs: dict[str, Any], count: int) -> Shares:
         """The batch divided among directions by examples, evaluated in one pass where the objective is of scores."""
         objective, examples = self.objective, inputs["examples"]
-        owners = tuple(i * count // len(examples) for i in range(len(examples)))
+        owners = self.owners(len(examples), count)
         whole = self._planned(inputs)
 
         def alone(direction: int) -> Tensor | float:

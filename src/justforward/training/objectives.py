@@ -94,8 +94,12 @@ class ScoredObjective(ABC):
 
     def measure_pair(self, engine: ScoringEngine, batch: Batch) -> Tensor:
         """[2] losses, of the two halves of the doubled batch, in one pass."""
-        pair = engine.run_pair(batch.plan, normalise=batch.normalise)
-        return torch.stack([self.evaluate(scores, batch).loss for scores in pair])
+        return self.measure_copies(engine, batch, 2, None)
+
+    def measure_copies(self, engine: ScoringEngine, batch: Batch, copies: int, owners: Owners | None) -> Tensor:
+        """[copies] losses, of as many copies of the batch, in one pass; owners: told whose each row is."""
+        every = engine.run_copies(batch.plan, copies, normalise=batch.normalise, owners=owners)
+        return torch.stack([self.evaluate(scores, batch).loss for scores in every])
 
     @abstractmethod
     def sums(self, scores: Scores, batch: Batch) -> Tensor:

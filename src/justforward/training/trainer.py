@@ -24,7 +24,7 @@ from transformers import Trainer, TrainingArguments
 from justforward.optim import Estimate, MeZO, NoiseSource
 from justforward.optim.distribution.ranks import Ranks
 from justforward.optim.distribution.shards import shard
-from justforward.optim.probes.closures import Shares
+from justforward.optim.probes.closures import Copies, Shares
 from justforward.optim.rules.base import Rule
 from justforward.training.counting import count
 from justforward.training.trajectory_trainer import TrajectoryMixin
@@ -175,7 +175,7 @@ class MeZOMixin(TrajectoryMixin):
         if self.mezo.split:
             more: dict[str, Any] = {"shares": self.shares(model, inputs, self.mezo.samples)}
         else:
-            more = {"paired": self.paired_closure(model, inputs)}
+            more = {"paired": self.paired_closure(model, inputs), "copies": self.copies(model, inputs)}
         estimate = self.mezo.estimate(closure, weight=self.batch_weight(inputs), **more)
         loss = torch.tensor(estimate.loss, device=self.args.device)
         return loss / self.current_gradient_accumulation_steps
@@ -184,19 +184,32 @@ class MeZOMixin(TrajectoryMixin):
         """What evaluates both probes of this micro-batch in one forward; see `MeZO.estimate`. None: two forwards."""
         return None
 
+    def copies(self, model: nn.Module, inputs: dict[str, Any]) -> Copies | None:
+        """What evaluates the micro-batch at several directions in one pass; see `MeZO.estimate`. None: one by one."""
+        return None
+
     def shares(self, model: nn.Module, inputs: dict[str, Any], count: int) -> Shares:
         """The micro-batch divided among directions: as many parts, of whole examples, each with a loss of its own."""
         size = find_batch_size(inputs)
         assert size is not None
-        parts = [slice(i * size // count, (i + 1) * size // count) for i in range(count)]
+        owners = self.owners(size, count)
 
-        def alone(i: int) -> Tensor | float:
-            some = slice_tensors(inputs, parts[i])
-            items = parts[i].stop - parts[i].start
+        def alone(direction: int) -> Tensor | float:
+            items = owners.count(direction)
+            if not items:
+                return 0.0
+            first = owners.index(direction)
             with self.compute_loss_context_manager():
-                return self.compute_loss(model, some) * items * count / size if items else 0.0
+                loss = self.compute_loss(model, slice_tensors(inputs, slice(first, first + items)))
+            assert isinstance(loss, Tensor)
+            return loss * (items * count / size)
 
         return Shares(count, alone)
+
+    def owners(self, size: int, count: int) -> tuple[int, ...]:
+        """The direction that each of this rank's examples probes: those of all ranks, one after the other, divided."""
+        ranks = Ranks.current()
+        return tuple((ranks.rank * size + i) * count // (ranks.size * size) for i in range(size))
 
     def batch_weight(self, inputs: dict[str, Any]) -> float:
         """How many items the loss of this micro-batch averages; accumulated estimates are weighted by it."""

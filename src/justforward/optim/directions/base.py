@@ -64,6 +64,8 @@ class Directions(ABC):
 
     name: ClassVar[str]
     version: str
+    small_parts: ClassVar[bool] = False
+    """Whether `products` needs no z of a weight's size: then directions share passes."""
 
     @abstractmethod
     def values(self, name: str, p: Tensor, place: Place, rows: slice | Tensor) -> Tensor:
@@ -208,18 +210,18 @@ class NotDivisible(RuntimeError):
 class Owners:
     """Which of a step's directions each row of a batch has; told anew before each forward pass.
 
-    count: how many directions the step has; present: the numbers of those that the pass has.
+    numbers: of the directions that are probed; present: of those that the pass has.
     """
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, numbers: Sequence[int]) -> None:
+        self.numbers = list(numbers)
         self.present: list[int] = []
         self._known: list[Tensor] = []
 
     def tell(self, rows: Tensor, kept: Tensor, width: int) -> None:
-        """rows: int64 [B], a direction's number for each sequence; kept: bool [B, width], what the head is given."""
+        """rows: int64 [B], for each sequence a place in `numbers`; kept: bool [B, width], what the head is given."""
         present, index = rows.unique(return_inverse=True)
-        self.present = present.tolist()
+        self.present = [self.numbers[place] for place in present.tolist()]
         self._known = [index, index.repeat_interleave(kept.sum(1).to(index.device)), index.repeat_interleave(width)]
 
     def of(self, x: Tensor) -> Tensor:
@@ -236,8 +238,8 @@ class Perturbation:
 
     place: the direction's; scales: by parameter name, eps times the sign (of the first half, if `paired`); wholes: the
     parameters by name; reached: names of parameters whose owner was called; moved: perturbed copies of parameters of
-    few elements; watch: notes what reads weights; owners: where each row has a direction of its own, whose number takes
-    the place of the sample's.
+    few elements, of each sign, or of each direction; watch: notes what reads weights; owners: where each row has a
+    direction of its own, whose number takes the place of the sample's.
     """
 
     directions: Directions
@@ -246,7 +248,7 @@ class Perturbation:
     wholes: dict[str, Tensor]
     paired: bool
     reached: set[str] = field(default_factory=set)
-    moved: list[dict[str, Tensor]] = field(default_factory=list)
+    moved: list[dict[str, Tensor]] | dict[int, dict[str, Tensor]] = field(default_factory=list)
     owners: Owners | None = None
     watch: Any = None
 

@@ -29,6 +29,7 @@ class LowRank(Coordinates):
     """
 
     name = "low_rank"
+    small_parts = True
 
     def __init__(self, rank: int = 2, refresh: int = 50):
         super().__init__()

@@ -25,6 +25,7 @@ class Outer(Directions):
     """See the module. rank: r. Vectors, and matrices with a side of at most r, get Gaussian noise."""
 
     name = "outer"
+    small_parts = True
 
     def __init__(self, rank: int = 1):
         if rank < 1:

@@ -30,6 +30,7 @@ class Subspace(Coordinates):
     """
 
     name = "subspace"
+    small_parts = True
 
     def __init__(self, rank: int = 24, refresh: int = 1000, *, matched: bool = True):
         super().__init__()

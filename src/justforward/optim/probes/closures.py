@@ -31,6 +31,17 @@ class Shares:
     together: Callable[[Owners], Tensor] | None = None
 
 
+@dataclass(frozen=True)
+class Copies:
+    """A batch that is evaluated several times over in one pass, each time at a direction of its own.
+
+    most: how many copies a pass takes; losses: so many of them, [copies], told whose each row is.
+    """
+
+    most: int
+    losses: Callable[[int, Owners], Tensor]
+
+
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 """Largest difference of two probes' losses that rounding explains, relative to the loss where that is above 1."""
 

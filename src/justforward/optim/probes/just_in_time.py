@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from justforward.optim.directions.base import Direction, NotDivisible, Owners
-from justforward.optim.probes.closures import Closure, Loss, PairedClosure, Shares, close
+from justforward.optim.probes.closures import Closure, Copies, Loss, PairedClosure, Shares, close
 from justforward.optim.probes.modules import JustInTime, Reads
 from justforward.optim.probes.moving import CopyProbe, pristine
 
@@ -74,14 +74,23 @@ class JustInTimeProbe:
 
         None where the model or the batch does not take it.
         """
+        return self._divided([direction.of(sample) for sample in range(shares.count)], sign, shares)
+
+    def together(self, directions: Sequence[Direction], sign: float, closure: Closure, copies: Copies) -> Tensor | None:
+        """[M] losses of a batch at theta + sign eps z of M directions, in one pass over M copies of it; or None."""
+        count = len(directions)
+        shares = Shares(count, lambda _: closure(), lambda owners: copies.losses(count, owners))
+        return self._divided(directions, sign, shares)
+
+    def _divided(self, directions: Sequence[Direction], sign: float, shares: Shares) -> Tensor | None:
         if self.divides is False or shares.together is None:
             return None
-        if self._apart(direction, functools.partial(shares.alone, 0)).parameters:
+        first, owners = directions[0], Owners([direction.sample for direction in directions])
+        if self._apart(first, functools.partial(shares.alone, 0)).parameters:
             self.divides = False
             return None
-        owners = Owners(shares.count)
         try:
-            with self.modules.perturbed(direction.perturbation(sign, owners=owners)):
+            with self.modules.perturbed(first.perturbation(sign, owners=owners)):
                 together = shares.together(owners)
         except (NotDivisible, RuntimeError, ValueError, TypeError, IndexError) as error:
             if self.divides:
@@ -90,14 +99,13 @@ class JustInTimeProbe:
             self.divides = False
             return None
         if self.divides is None:
-            self.divides = self._same_alone(direction, sign, shares, together)
+            self.divides = self._same_alone(directions, sign, shares, together)
         return together if self.divides else None
 
-    def _same_alone(self, direction: Direction, sign: float, shares: Shares, together: Tensor) -> bool:
-        weights = [p for _, p in direction.parameters]
-        for sample, loss in enumerate(together):
-            alone = self._at(direction.of(sample), sign, functools.partial(shares.alone, sample))
-            if not close(loss, alone, weights):
+    def _same_alone(self, directions: Sequence[Direction], sign: float, shares: Shares, together: Tensor) -> bool:
+        for place, (direction, loss) in enumerate(zip(directions, together, strict=True)):
+            alone = self._at(direction, sign, functools.partial(shares.alone, place))
+            if not close(loss, alone, [p for _, p in direction.parameters]):
                 logger.info("directions are probed one by one: %g together, and %g alone", loss, alone)
                 return False
         return True

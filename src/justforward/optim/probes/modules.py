@@ -74,13 +74,18 @@ class JustInTime:
             for name, p in few.items():
                 p.data = originals[name]
 
-    def _moved(self, few: dict[str, Tensor], by: Perturbation) -> list[dict[str, Tensor]]:
-        """Copies of parameters of few elements for each direction: two, or as many as rows have."""
+    def _moved(
+        self, few: dict[str, Tensor], by: Perturbation
+    ) -> list[dict[str, Tensor]] | dict[int, dict[str, Tensor]]:
+        """Copies of parameters of few elements, for each sign; of vectors, where rows have directions of their own."""
         if by.owners is None:
             return moved_copies(self.scratch, few, by)
         vectors = {name: p for name, p in by.wholes.items() if p.dim() == 1}
-        by.moved = [{} for _ in range(by.owners.count)]
-        return [moved_copies(self.scratch, vectors, by.alone(m), use=-1 - m)[0] for m in range(by.owners.count)]
+        by.moved = {number: {} for number in by.owners.numbers}
+        return {
+            number: moved_copies(self.scratch, vectors, by.alone(number), use=-1 - place)[0]
+            for place, number in enumerate(by.owners.numbers)
+        }
 
 
 def moved_copies(
