@@ -18,7 +18,13 @@ from support import ranks
 TESTS = Path(__file__).parents[1]
 TRAJECTORIES = [(2, 1, 1), (4, 1, 1), (4, 4, 1), (4, 4, 4), (4, 4, 2), (2, 3, 2)]
 CHECKS = {
-    2: [["continued"], ["sharded"], ["tensor_parallel"], *(["trajectory", s, g] for n, s, g in TRAJECTORIES if n == 2)],
+    2: [
+        ["continued"],
+        ["methods"],
+        ["sharded"],
+        ["tensor_parallel"],
+        *(["trajectory", s, g] for n, s, g in TRAJECTORIES if n == 2),
+    ],
     3: [["uneven"], ["corrupted", 0], ["corrupted", 2]],
     4: [["trajectory", s, g] for n, s, g in TRAJECTORIES if n == 4],
 }
@@ -60,6 +66,23 @@ def test_the_trajectory_does_not_depend_on_the_number_of_ranks(tmp_path, count, 
         assert a == pytest.approx(b, rel=2e-4, abs=2e-4)
     for name, weight in one["weights"].items():
         assert torch.allclose(weight, many["weights"][name], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("methods")
+    ranks.methods(folder)
+    left = together(2, "methods")
+    return [torch.load(place / "methods.pt", weights_only=True) for place in (folder, left)]
+
+
+@pytest.mark.parametrize("method", ranks.METHODS)
+def test_two_ranks_train_by_any_method_as_one_does(ends, method):
+    one, two = (found[method] for found in ends)
+    for a, b in zip(one["grads"], two["grads"], strict=True):
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-3)
+    for name, weight in one["weights"].items():
+        assert torch.allclose(weight, two["weights"][name], atol=1e-4)
 
 
 def test_ranks_continue_the_same_log():

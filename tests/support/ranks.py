@@ -18,12 +18,16 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from justforward.optim import CounterNoise, MeZO
+from justforward.optim.build import build
 from justforward.optim.distribution.ranks import RankError, Ranks, gathered
 from justforward.optim.distribution.shards import shard
+from justforward.optim.methods import METHODS as ZO_METHODS
+from justforward.optim.probes.closures import Shares
 from justforward.training.resuming import agreed
 from support.families import tiny
 
 STEPS = 20
+METHODS = ("lozo-m", "conmezo", "adamezo", "zo-adam", "eggroll", "grzo")
 
 
 def batches(step: int) -> Tensor:
@@ -36,11 +40,24 @@ def train(model: nn.Module, mezo: MeZO, steps: int = STEPS) -> list[tuple[float,
     ranks, found = Ranks.current(mezo.direction_groups), []
     for step in range(steps):
         share = batches(step).chunk(ranks.members)[ranks.member]
-        mezo.estimate(lambda share=share: model(input_ids=share, labels=share).loss.float(), weight=len(share))
+        more = {"shares": _shares(model, mezo, share)} if mezo.split else {}
+        mezo.estimate(lambda share=share: model(input_ids=share, labels=share).loss.float(), weight=len(share), **more)
         mezo.step()
         assert mezo.last is not None
         found.append(mezo.last.projected_grads)
     return found
+
+
+def _shares(model: nn.Module, mezo: MeZO, share: Tensor) -> Shares:
+    """The rows of all ranks, divided among the directions."""
+    ranks = Ranks.current()
+    owner = [(ranks.rank * len(share) + i) * mezo.samples // (ranks.size * len(share)) for i in range(len(share))]
+
+    def alone(direction: int) -> Tensor | float:
+        own = share[[o == direction for o in owner]]
+        return model(input_ids=own, labels=own).loss.float() * len(own) * mezo.samples / len(share) if len(own) else 0.0
+
+    return Shares(mezo.samples, alone)
 
 
 def optimizer(model: nn.Module, **settings) -> MeZO:
@@ -62,6 +79,20 @@ def trajectory(folder: Path, samples: int, groups: int) -> None:
     grads = train(model, optimizer(model, check_every=5, **settings))
     if Ranks.current().rank == 0:
         torch.save({"grads": grads, "weights": whole(model)}, folder / "trajectory.pt")
+
+
+def methods(folder: Path) -> None:
+    """The same of methods with other directions and rules."""
+    ends = {}
+    for name in METHODS:
+        model, method = tiny("llama"), ZO_METHODS[name]
+        noise, rule = build(method.directions, method.rule, {}, {**method.settings, "rank": 4, "refresh": 2})
+        settings = {"samples": 4 if method.split else 1, "split": method.split, "shaping": method.shaping}
+        mezo = optimizer(model, check_every=2, noise=noise, rule=rule, **settings)
+        grads = train(model, mezo, steps=4)
+        ends[name] = {"grads": grads, "weights": whole(model)}
+    if Ranks.current().rank == 0:
+        torch.save(ends, folder / "methods.pt")
 
 
 def continued(folder: Path) -> None:
