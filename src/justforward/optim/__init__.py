@@ -1,8 +1,9 @@
 """Zeroth-order optimisers. Need only torch: usable alone in any PyTorch loop.
 
 `mezo` puts together a direction (`directions`), a probe of the losses along it (`probes`) and what is made of them
-(`rules`); `methods` names the combinations, `log` is the file of a run, `distribution` what several processes do. May
-import `noise` and `registry`. Start with `mezo`.
+(`rules`); `methods` names the combinations, `log` is the file of a run, `distribution` what several processes do.
+
+May import `launcher`, `noise` and `registry`. Start with `mezo`.
 """
 
 from __future__ import annotations
