@@ -89,7 +89,7 @@ def test_a_late_joiner_catches_up(folder, monkeypatch):
     # torchrun would otherwise tell late joiners to look for its store where it is not.
     monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     split = ["--accelerator_config", '{"split_batches": true}', "--per_device_train_batch_size", "4"]
-    job = [str(ROOT / "run.py"), *LONG, *split, "--max_steps", "300", "--save_on_each_node"]
+    job = [str(ROOT / "run.py"), *LONG, *split, "--max_steps", "1000", "--save_on_each_node"]
     whole = launch(folder, "whole", [sys.executable, *job])
     # fmt: off
     node = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc_per_node", "1", "--max_restarts",
