@@ -10,8 +10,9 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -32,12 +33,12 @@ class Registry(Generic[T]):
         self._loaders: dict[str, Callable[[], T]] = {}
         self._discovered = False
 
-    def register(self, name: str) -> Callable[[T], T]:
+    def register(self, name: str) -> Callable[[S], S]:
         """Decorator (or plain call) that puts an object into the table under `name`."""
 
-        def add(item: T) -> T:
+        def add(item: S) -> S:
             assert name not in self._loaders, f"{self.kind} {name!r} is registered twice"
-            self._loaders[name] = lambda: item
+            self._loaders[name] = lambda: cast(T, item)
             return item
 
         return add

@@ -40,8 +40,9 @@ def train(model: nn.Module, mezo: MeZO, steps: int = STEPS) -> list[tuple[float,
     ranks, found = Ranks.current(mezo.direction_groups), []
     for step in range(steps):
         share = batches(step).chunk(ranks.members)[ranks.member]
-        more = {"shares": _shares(model, mezo, share)} if mezo.split else {}
-        mezo.estimate(lambda share=share: model(input_ids=share, labels=share).loss.float(), weight=len(share), **more)
+        shares = _shares(model, mezo, share) if mezo.split else None
+        closure = lambda share=share: model(input_ids=share, labels=share).loss.float()  # noqa: E731
+        mezo.estimate(closure, weight=len(share), shares=shares)
         mezo.step()
         assert mezo.last is not None
         found.append(mezo.last.projected_grads)

@@ -6,7 +6,7 @@ from torch import nn
 
 from justforward.optim.distribution.ranks import gathered
 from justforward.scoring.finite import diverged, likely_cause
-from justforward.training.trainer import ObjectiveMeZOTrainer, ObjectiveTrainer
+from justforward.training.objective_trainer import ObjectiveMeZOTrainer, ObjectiveTrainer
 
 
 def refuse_failed(trainer: ObjectiveTrainer | ObjectiveMeZOTrainer) -> None:

@@ -21,7 +21,7 @@ from justforward.scoring import ScoringEngine
 from justforward.training.checkpoint_trainer import CheckpointMixin
 from justforward.training.counting import count
 from justforward.training.objectives import Batch, Example, Measured, Objective, ScoredObjective
-from justforward.training.trainer import MeZOMixin
+from justforward.training.trainer import MeZOMixin, divide
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class ObjectiveMixin(_Base):
     def shares(self, model: nn.Module, inputs: dict[str, Any], count: int) -> Shares:
         """The batch divided among directions by examples, evaluated in one pass where the objective is of scores."""
         objective, examples = self.objective, inputs["examples"]
-        owners = self.owners(len(examples), count)
+        owners = divide(len(examples), count)
         whole = self._planned(inputs)
 
         def alone(direction: int) -> Tensor | float:
@@ -126,7 +126,8 @@ class ObjectiveMixin(_Base):
 
         if not isinstance(objective, ScoredObjective):
             return Shares(count, alone)
-        scored, batch = objective, objective.batch(self.engine, examples, owners)
+        scored: Any = objective
+        batch = scored.batch(self.engine, examples, owners)
 
         def together(told: Owners) -> Tensor:
             with self._calling(model), self.compute_loss_context_manager():

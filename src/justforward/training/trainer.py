@@ -192,7 +192,7 @@ class MeZOMixin(TrajectoryMixin):
         """The micro-batch divided among directions: as many parts, of whole examples, each with a loss of its own."""
         size = find_batch_size(inputs)
         assert size is not None
-        owners = self.owners(size, count)
+        owners = divide(size, count)
 
         def alone(direction: int) -> Tensor | float:
             items = owners.count(direction)
@@ -200,16 +200,12 @@ class MeZOMixin(TrajectoryMixin):
                 return 0.0
             first = owners.index(direction)
             with self.compute_loss_context_manager():
-                loss = self.compute_loss(model, slice_tensors(inputs, slice(first, first + items)))
+                some: Any = slice_tensors(inputs, slice(first, first + items))
+                loss = self.compute_loss(model, some)
             assert isinstance(loss, Tensor)
             return loss * (items * count / size)
 
         return Shares(count, alone)
-
-    def owners(self, size: int, count: int) -> tuple[int, ...]:
-        """The direction that each of this rank's examples probes: those of all ranks, one after the other, divided."""
-        ranks = Ranks.current()
-        return tuple((ranks.rank * size + i) * count // (ranks.size * size) for i in range(size))
 
     def batch_weight(self, inputs: dict[str, Any]) -> float:
         """How many items the loss of this micro-batch averages; accumulated estimates are weighted by it."""
@@ -237,6 +233,12 @@ class MeZOMixin(TrajectoryMixin):
                 **self.counted(),
             }
         super().log(logs, *args, **kwargs)
+
+
+def divide(size: int, count: int) -> tuple[int, ...]:
+    """The direction that each of this rank's examples probes: those of all ranks, one after the other, divided."""
+    ranks = Ranks.current()
+    return tuple((ranks.rank * size + i) * count // (ranks.size * size) for i in range(size))
 
 
 def _shard(model: Any, arguments: TrainingArguments) -> None:

@@ -134,6 +134,8 @@ def test_only_the_candidates_logits_are_computed_where_the_others_cancel(family,
     assert widths == [3]
     expected = objective.evaluate(engine.run(batch.plan), batch)
     assert measured.loss.item() == pytest.approx(expected.loss.item(), abs=1e-5)
+    assert measured.correct is not None
+    assert expected.correct is not None
     assert torch.equal(measured.correct, expected.correct)
     longer = [Example((*e.rows, Row((*e.rows[0].tokens, 5), e.rows[0].start)), 0) for e in examples]
     assert objective.batch(engine, longer).normalise
