@@ -123,6 +123,21 @@ def test_a_task_that_generates_keeps_a_cache_and_one_with_texts_scores_more(caps
     assert scored[1] > scored[0]
 
 
+@pytest.mark.parametrize(
+    ("method", "per_weight"), [("mezo", 0), ("conmezo", 4), ("zo-adam", 8), ("adamezo", 0), ("grzo", 0)]
+)
+def test_what_a_method_keeps_is_counted(method, per_weight, capsys):
+    found = made(capsys, "--zo_method", method)
+    jobs = {job["name"]: job["memory"]["training"] for job in found["jobs"]}
+    assert jobs["MeZO, all weights"] == per_weight * found["shape"]["parameters"]
+
+
+def test_the_state_of_a_low_rank_is_small(capsys):
+    found = made(capsys, "--zo_method", "lozo-m")
+    state = {job["name"]: job["memory"]["training"] for job in found["jobs"]}["MeZO, all weights"]
+    assert 0 < state < found["shape"]["parameters"]
+
+
 def test_a_model_that_lora_does_not_know_gets_no_line_for_it(capsys, monkeypatch):
     monkeypatch.setattr("justforward.planning.shape._lora_widths", lambda model: None)
     assert not [job for job in made(capsys)["jobs"] if "LoRA" in job["name"]]

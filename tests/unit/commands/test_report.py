@@ -14,7 +14,7 @@ import pytest
 from justforward import tasks
 from justforward.commands.cli import main
 from justforward.optim.log import TrajectoryWriter
-from justforward.reporting.charts import thin
+from justforward.reporting.charts import thin, trainings
 from justforward.reporting.reading import read_runs
 from justforward.reporting.tables import choose, group, labels, make_table, published, summarise
 
@@ -364,6 +364,19 @@ def test_every_curve_is_drawn_and_tells_its_run():
     assert comparison.count("FT: published 92.0") == 1
     runs = [f"MeZO, train set {seed}, seed {seed}" for seed in (0, 1)]
     assert charts == [runs, runs, ["MeZO", "MeZO"], runs]  # losses, evaluations, the area and its outline, courses
+
+
+def test_curves_are_drawn_over_steps_forwards_or_seconds():
+    write("a.json", train_steps=4, forwards=40, seconds_per_step=2.0, run={"output_dir": "result/out"})
+    write_folder("out")
+    ends = {}
+    for axis in ("steps", "forwards", "seconds"):
+        assert main(["report", "result", "--x", axis]) == 0
+        runs, _ = read_runs(["result"])
+        (training,) = trainings(group(runs), ["MeZO"], axis)
+        ends[axis] = training.charts[0].lines[0].points[-1][0], training.charts[0].x
+    assert ends["forwards"] == (10 * ends["steps"][0], "forward passes")
+    assert ends["seconds"] == (2 * ends["steps"][0], "seconds")
 
 
 def test_charts_share_nothing_with_each_other_or_the_page():
