@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +203,7 @@ class Experiment:
         arguments = self.arguments
         if folder is not None:
             arguments = training_arguments(self.parsed, output_dir=str(Path(arguments.output_dir or ".") / folder))
-        record = job_record(pinned(asdict(self.job), self.task, self.splits), arguments, train_set=train_set)
+        record = job_record(pinned(self.job.record(), self.task, self.splits), arguments, train_set=train_set)
         checkpoint = self._checkpoint(arguments, record)
         kind, more = ObjectiveTrainer, {}
         if self.job.trainer == "zo":
@@ -259,7 +259,7 @@ class Experiment:
         """The experiment with numbers in place of "auto"."""
         arguments, objective = self.arguments, self.parts.objective(evaluator)
         place = Path(arguments.output_dir or ".") / (folder or "")
-        record = job_record(pinned(asdict(self.job), self.task, self.splits), arguments, train_set=train_set)
+        record = job_record(pinned(self.job.record(), self.task, self.splits), arguments, train_set=train_set)
         settled = settle(
             place,
             record,
@@ -359,7 +359,7 @@ class Experiment:
             return
         metrics = evaluator.metrics(samples, outcomes)
         seconds = round(time.perf_counter() - started, 2)
-        told = run_facts(asdict(self.job), self.parsed.command_line(), self.arguments, facts.get("train_set_seed"))
+        told = run_facts(self.job.record(), self.parsed.command_line(), self.arguments, facts.get("train_set_seed"))
         facts = {
             **facts,
             **cut_facts([o.cut for o in outcomes]),

@@ -324,6 +324,16 @@ class JobArguments:
         OUTPUT, False, "Log every prompt, its options and their scores. False: those of the first three samples."
     )
 
+    def record(self) -> dict[str, Any]:
+        """The arguments as JSON values, for the records of a run.
+
+        Those that choose a method stand there where they say something: what plain MeZO did before there were others
+        goes on with the same log.
+        """
+        values = dataclasses.asdict(self)
+        plain = {field.name for field in dataclasses.fields(self) if getattr(self, field.name) == field.default}
+        return {name: value for name, value in values.items() if name not in plain & METHOD_ARGUMENTS}
+
     @property
     def is_training(self) -> bool:
         """Whether the job trains before it evaluates."""
@@ -334,6 +344,11 @@ class JobArguments:
         """The weights' type: "float32", "float16", "bfloat16" or "int8"."""
         chosen = [name for name in ("float16", "bfloat16", "int8") if getattr(self, f"load_{name}")]
         return chosen[0] if chosen else "float32"
+
+
+METHOD_ARGUMENTS = {"zo_method", "zo_directions", "zo_rule", "zo_sides", "zo_split", "zo_rank", "zo_refresh"} | {
+    *("zo_sparsity", "zo_angle", "zo_beta", "zo_beta1", "zo_beta2", "zo_window")
+}
 
 
 def job_specs() -> tuple[ArgumentSpec, ...]:
