@@ -31,12 +31,11 @@ from torch import Tensor, nn
 
 from bench.auto import MODEL, pretrain, reviews
 from bench.common import report
+from bench.workload import shares_of
 from justforward.models.loading import load
 from justforward.optim import DivergenceError, MeZO
 from justforward.optim.build import build
-from justforward.optim.directions.base import Owners
 from justforward.optim.methods import METHODS, Method
-from justforward.optim.probes.closures import Shares
 from justforward.scoring import ScoringEngine
 from justforward.scoring.prompts import PromptEncoder
 from justforward.tasks import get_task
@@ -119,7 +118,7 @@ def _by_method(setting: Setting, name: str, lr: float, seed: int) -> tuple[Step,
 
     def step(examples: Sequence[Example]) -> None:
         batch = objective.batch(engine, examples)
-        shares = _shares(setting, examples, batch.weight, method.samples) if method.split else None
+        shares = shares_of(objective, engine, examples, method.samples) if method.split else None
         mezo.estimate(lambda: objective.measure(engine, batch).loss, shares=shares)
         mezo.step()
 
@@ -132,22 +131,6 @@ def optimizer(model: nn.Module, method: Method, lr: float, seed: int) -> MeZO:
     made: dict[str, Any] = {"samples": method.samples, "sides": method.sides, "split": method.split}
     made |= {"shaping": method.shaping, "eps": method.eps, "noise": noise, "rule": rule, "seed": seed}
     return MeZO(model.named_parameters(), lr=lr, model=model, **made)
-
-
-def _shares(setting: Setting, examples: Sequence[Example], weight: int, count: int) -> Shares:
-    objective, engine = setting.objective, setting.engine
-    owners = tuple(i * count // len(examples) for i in range(len(examples)))
-    batch = objective.batch(engine, examples, owners)
-
-    def alone(direction: int) -> Tensor | float:
-        own = [e for e, owner in zip(examples, owners, strict=True) if owner == direction]
-        part = objective.batch(engine, own)
-        return objective.measure(engine, part).loss * (part.weight * count / weight)
-
-    def together(told: Owners) -> Tensor:
-        return objective.measure_shares(engine, batch, count, told)
-
-    return Shares(count, alone, together)
 
 
 def _by_gradients(setting: Setting, name: str, lr: float, seed: int) -> tuple[Step, int, Callable[[], int]]:

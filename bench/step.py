@@ -54,6 +54,15 @@ def overhead(rounds: int) -> None:
         gc.collect()
 
 
+def methods(rounds: int) -> None:
+    """Other directions; of each example one of its own."""
+    for name, goal in (("eggroll", 1.05), ("grzo", None), ("lozo", None), ("subzero", None)):
+        made = step_of(dtype=BF16, zo_method=name)
+        _over_forwards(f"step / two forwards: full, bf16, {name}", made, rounds, goal)
+        del made
+        gc.collect()
+
+
 def small_batches(rounds: int) -> None:
     """Where both signs go in one forward: few tokens."""
     for method in ("full", "lora"):
@@ -122,6 +131,7 @@ def main(rounds: int = 5) -> None:
     """Print every figure."""
     against_textbook(max(3, rounds // 2))
     overhead(rounds)
+    methods(rounds)
     small_batches(rounds)
     compiled(rounds)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, OPTConfig
 
 from bench import textbook
-from justforward.optim import CounterNoise, MeZO
+from justforward.optim import MeZO
+from justforward.optim.build import build
+from justforward.optim.methods import METHODS
+from justforward.optim.probes.closures import Shares
 from justforward.scoring import ScoringEngine
 from justforward.scoring.prompts import Row
-from justforward.training.objectives import Classification, Example
+from justforward.training.objectives import Classification, Example, ScoredObjective
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 128, "vocab_size": 512},
@@ -66,10 +69,11 @@ class Step:
     measure: Callable[[], Tensor]
     measure_pair: Callable[[], Tensor] | None
     prompts: list[tuple[int, ...]]
+    shares: Shares | None = None
 
     def run(self) -> None:
         """A whole step: two probes and the update."""
-        self.mezo.estimate(self.measure, paired=self.measure_pair)
+        self.mezo.estimate(self.measure, paired=self.measure_pair, shares=self.shares)
         self.mezo.step()
 
     @torch.no_grad()
@@ -95,10 +99,25 @@ def step_of(
     probe: str = "auto",
     distribution: str = "gaussian",
     compiled: bool = False,
+    zo_method: str = "mezo",
 ) -> Step:
     """A step of an OPT of that shape to measure; see `step_on`."""
     model = adapted(model_of(shape, dtype, device), method)
-    return step_on(model, examples=examples, probe=probe, distribution=distribution, compiled=compiled)
+    made = {"probe": probe, "distribution": distribution, "compiled": compiled, "zo_method": zo_method}
+    return step_on(model, examples=examples, **made)
+
+
+def shares_of(objective: ScoredObjective, engine: ScoringEngine, examples: Sequence[Example], count: int) -> Shares:
+    """A batch divided among directions, as the Trainer divides it."""
+    whole, owners = objective.batch(engine, examples), tuple(i * count // len(examples) for i in range(len(examples)))
+    batch = objective.batch(engine, examples, owners)
+
+    def alone(direction: int) -> Tensor | float:
+        own = [e for e, owner in zip(examples, owners, strict=True) if owner == direction]
+        part = objective.batch(engine, own)
+        return objective.measure(engine, part).loss * (part.weight * count / whole.weight) if own else 0.0
+
+    return Shares(count, alone, lambda told: objective.measure_shares(engine, batch, count, told))
 
 
 def step_on(
@@ -108,6 +127,7 @@ def step_on(
     probe: str = "auto",
     distribution: str = "gaussian",
     compiled: bool = False,
+    zo_method: str = "mezo",
 ) -> Step:
     """A step of that model to measure; it has been run once, so kernels are compiled and probes verified."""
     vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
@@ -118,8 +138,17 @@ def step_on(
         engine.caller = torch.compile(model)  # type: ignore[assignment]
     batch = objective.batch(engine, rows)
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    mezo = MeZO(named, lr=1e-6, eps=1e-3, model=model, probe=probe, noise=CounterNoise(distribution))
+    chosen = METHODS[zo_method]
+    noise, rule = build(chosen.directions, chosen.rule, {}, {"distribution": distribution, **chosen.settings})
+    settings: dict[str, Any] = {
+        "samples": chosen.samples,
+        "sides": chosen.sides,
+        "split": chosen.split,
+        "shaping": chosen.shaping,
+    }
+    mezo = MeZO(named, lr=1e-6, eps=1e-3, model=model, probe=probe, noise=noise, rule=rule, **settings)
     pair = (lambda: objective.measure_pair(engine, batch)) if engine.fits(batch.plan) > 1 else None
-    made = Step(model, mezo, lambda: objective.measure(engine, batch).loss, pair, prompts)
+    shares = shares_of(objective, engine, rows, chosen.samples) if chosen.split else None
+    made = Step(model, mezo, lambda: objective.measure(engine, batch).loss, pair, prompts, shares)
     made.run()
     return made
