@@ -14,7 +14,6 @@ from support.launching import (
     ROOT,
     ZO,
     as_srun_does,
-    by_accelerate,
     folder,
     largest_difference,
     launch,
@@ -61,13 +60,12 @@ def test_mezo_equals_one_process(folder):
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="processes would train on the GPUs")
 def test_without_a_gpu_no_process_takes_itself_for_the_only_one(folder):
-    """Whatever has started them, and without --use_cpu."""
+    """Started by srun, and without --use_cpu; tests/unit/test_launcher.py has what other launchers say."""
     job = [str(ROOT / "run.py"), *ZO, *(word for word in JOB if word != "--use_cpu"), "--max_steps", "4"]
     two = [*job, "--per_device_train_batch_size", "2"]
     one = launch(folder, "one", [sys.executable, *job, "--per_device_train_batch_size", "4"])
-    for name, launcher in {"accelerate": by_accelerate, "srun": as_srun_does}.items():
-        assert largest_difference(one, launch(folder, name, [*launcher(2), *two])) < 1e-5
-        assert json.loads((folder / name / "r.json").read_text())["run"]["processes"] == 2
+    assert largest_difference(one, launch(folder, "srun", [*as_srun_does(2), *two])) < 1e-5
+    assert json.loads((folder / "srun" / "r.json").read_text())["run"]["processes"] == 2
 
 
 def test_directions_are_spread_over_groups(folder):

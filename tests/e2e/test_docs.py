@@ -188,7 +188,7 @@ def test_result_file_is_as_shown(tmp_path, monkeypatch):
     written = json.loads(Path("result.json").read_text())
     assert list(written) == list(shown)
     assert list(written["run"]) == list(shown["run"])
-    facts = [name for name in shown if name.startswith("num_") or name in ("train_steps", "train_set_seed")]
+    facts = [name for name in shown if name.startswith("num_") or name in ("train_steps", "forwards", "examples")]
     assert {name: written[name] for name in facts} == {name: shown[name] for name in facts}
     line = json.loads(Path("result-predictions.jsonl").read_text().splitlines()[0])
     assert list(line) == ["id", "candidates", "scores", "predicted", "correct"]

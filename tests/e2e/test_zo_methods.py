@@ -21,7 +21,7 @@ JOB = ["--task_name", "SST2", "--data_dir", DATA, "--model_name", MODEL, "--use_
        "--save_strategy", "steps", "--save_steps", "2", "--logging_steps", "1", "--trainer", "zo", "--load_bfloat16"]
 # fmt: on
 SMALLER = {"subzero+": ["--zo_samples", "3", "--zo_rank", "4", "--zo_refresh", "2"], "lozo-m": ["--zo_refresh", "2"]}
-TRIED = ["adamezo", "conmezo", "eggroll", "fzoo", "grzo", "lozo-m", "meazo", "sparse-mezo", "subzero+", "zo-adam"]
+TRIED = ["adamezo", "conmezo", "eggroll", "grzo", "lozo-m", "sparse-mezo", "subzero+"]
 """Of every direction and rule one."""
 
 

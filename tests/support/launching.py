@@ -64,12 +64,6 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
-def by_accelerate(count: int) -> list[str]:
-    words = ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    words += ["--num_processes", str(count), "--main_process_port", free_port()]
-    return [sys.executable, "-m", "accelerate.commands.launch", *words]
-
-
 def as_srun_does(count: int) -> list[str]:
     """Processes that know from Slurm's variables alone which they are."""
     given = f"SLURM_NTASKS={count} SLURM_STEP_ID=0 MASTER_ADDR=localhost MASTER_PORT={free_port()}"
