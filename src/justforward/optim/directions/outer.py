@@ -33,6 +33,7 @@ class Outer(Directions):
         self.rank = rank
         self.version = f"{NOISE_VERSION}-outer"
         self.dense = CounterNoise()
+        self._last: tuple[Any, dict[int, tuple[Tensor, Tensor]]] = (None, {})
 
     def describe(self) -> dict[str, Any]:
         """See Directions."""
@@ -48,9 +49,15 @@ class Outer(Directions):
         rows, width = as_matrix(p).shape
         if min(rows, width) <= self.rank:
             return None
-        both = torch.empty((rows + width, self.rank), device=p.device)
-        backend(p.device).fill_(both, noise_key(*place, f"{name} AB"))
-        return both[:rows], both[rows:].div_(math.sqrt(self.rank))
+        of = (name, rows, width, p.device, place.seed, place.step)
+        if self._last[0] != of:
+            self._last = (of, {})  # those of one parameter are asked for piece by piece
+        made = self._last[1]
+        if place.sample not in made:
+            both = torch.empty((rows + width, self.rank), device=p.device)
+            backend(p.device).fill_(both, noise_key(*place, f"{name} AB"))
+            made[place.sample] = both[:rows], both[rows:].div_(math.sqrt(self.rank))
+        return made[place.sample]
 
     def combined(self, name: str, p: Tensor, place: Place, coefficients: Sequence[float], rows: slice) -> Tensor:
         """See Directions."""
