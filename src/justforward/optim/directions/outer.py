@@ -1,4 +1,4 @@
-"""Directions of low rank of which nothing is kept (EGGROLL: arXiv 2511.16652, section 4; MobiZO: arXiv 2409.15520).
+"""Directions of low rank of which nothing is kept (EGGROLL: arXiv 2511.16652).
 
     z = A B^T / sqrt(r),   A [rows, r], B [width, r] ~ N of every direction
 
