@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from tqdm import tqdm
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
@@ -16,6 +19,7 @@ from justforward import launcher
 from justforward.auto.measure import LossProbe, Proposal, batch_closures, propose
 from justforward.command_line.arguments import Parsed
 from justforward.command_line.job import JobArguments
+from justforward.models.blocks import chosen, find_blocks
 from justforward.models.loading import LoadedModel
 from justforward.models.recipe import ModelRecipe
 from justforward.models.tuning import TuningSettings, choose
@@ -28,7 +32,8 @@ from justforward.optim.rules.base import Rule
 from justforward.scoring import ScoringEngine
 from justforward.scoring.evaluation import Evaluator
 from justforward.scoring.generation import GenerationSettings, Generator
-from justforward.scoring.prompts import PromptEncoder
+from justforward.scoring.kept import UpperBlocks, keep
+from justforward.scoring.prompts import PromptEncoder, Row
 from justforward.tasks import Task
 from justforward.training.objectives import OBJECTIVES, Example, Objective
 from justforward.training.rewards import RewardObjective, find_reward
@@ -85,6 +90,7 @@ class Assembly:
             num_prefix=job.num_prefix,
             reparametrise=not job.no_reparam,
             prefix_from_activations=job.prefix_init_by_real_act,
+            blocks=job.train_blocks,
         )
 
     def evaluator(self, loaded: LoadedModel) -> Evaluator:
@@ -129,6 +135,25 @@ class Assembly:
         if self.job.train_as_classification:
             return OBJECTIVES.get("classification")()
         return OBJECTIVES.get("teacher_forcing")(only_option=self.job.only_train_option)
+
+    def keep_states(self, loaded: LoadedModel, engine: ScoringEngine, rows: Sequence[Row]) -> dict[str, Any]:
+        """Have passes over these rows start behind the frozen blocks; facts of what that cost, for the result."""
+        job, arguments = self.job, self.arguments
+        if job.train_blocks is None or not rows:
+            return {}
+        first = chosen(job.train_blocks, len(find_blocks(loaded.model)))[0]
+        if first == 0:
+            return {}
+        folder = Path(job.kept_states or Path(arguments.output_dir or ".") / "kept_states")
+        started = time.perf_counter()
+        quiet = arguments.disable_tqdm or arguments.process_index != 0 or None
+        # One process of a machine computes, the others read.
+        with (
+            arguments.main_process_first(local=arguments.save_on_each_node),
+            tqdm(desc="frozen blocks", unit=" rows", disable=quiet) as bar,
+        ):
+            engine.kept = keep(UpperBlocks(loaded.model, first, engine.device), rows, folder, bar.update)
+        return {} if engine.kept is None else {"kept_states_seconds": round(time.perf_counter() - started, 2)}
 
     def propose(
         self,

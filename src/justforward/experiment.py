@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -31,6 +30,7 @@ from justforward.optim.distribution.shards import is_sharded
 from justforward.results.files import result_name, try_to_write, write_json, write_jsonl, writing
 from justforward.results.places import place, predictions
 from justforward.results.provenance import run_facts
+from justforward.scoring import ScoringEngine
 from justforward.scoring.evaluation import Evaluator, Outcome
 from justforward.scoring.remarks import cut_facts
 from justforward.tasks import Sample, Splits, Task, find_task
@@ -40,8 +40,9 @@ from justforward.training.failures import refuse_failed
 from justforward.training.interrupts import InterruptedTraining, SaveOnInterrupt
 from justforward.training.linear_probe import linear_probe
 from justforward.training.objective_trainer import ObjectiveMeZOTrainer, ObjectiveTrainer
+from justforward.training.objectives import Example, Objective
 from justforward.training.output_folder import make_room
-from justforward.training.progress import show_progress
+from justforward.training.progress import log_to_stderr, show_progress
 from justforward.training.resuming import (
     AlreadyTrained,
     StopIfFinished,
@@ -65,7 +66,7 @@ def run(parsed: Parsed, callbacks: Sequence[TrainerCallback] = ()) -> None:
 
     callbacks: for the Trainer, where the job trains.
     """
-    _log_to_stderr(launcher.settle().rank)
+    log_to_stderr(launcher.settle().rank)
     folder = Path(parsed.training_kwargs.get("output_dir") or "result")
     try:
         with ranks_answer(), writing(folder, lambda: goes_on(folder)):
@@ -196,10 +197,27 @@ class Experiment:
         train_set: int,
         folder: str | None,
     ) -> dict[str, Any]:
-        if self.parsed.auto:
-            settled = self._settled(loaded, evaluator, train, train_set, folder)
-            return settled._train(loaded, evaluator, train, dev, train_set, folder)
         objective = self.parts.objective(evaluator)
+        held_out = "development" if self.job.num_dev else "evaluation"
+        with evaluator.encoder.noting(f"training and {held_out} rows") as remarks:
+            datasets = [[objective.encode(evaluator.encoder, s) for s in samples] for samples in (train, dev)]
+        rows = [row for examples in datasets for example in examples for row in example.rows]
+        kept = self.parts.keep_states(loaded, evaluator.engine, rows)
+        settled = self
+        if self.parsed.auto:
+            settled = self._settled(loaded, objective, evaluator.engine, datasets[0], train_set, folder)
+        facts = settled._fit(loaded, objective, evaluator.engine, datasets, train_set, folder)
+        return {**facts, **kept, **cut_facts(map(remarks.tokens_lost, train), "train_")}
+
+    def _fit(
+        self,
+        loaded: LoadedModel,
+        objective: Objective,
+        engine: ScoringEngine,
+        datasets: Sequence[list[Example]],
+        train_set: int,
+        folder: str | None,
+    ) -> dict[str, Any]:
         arguments = self.arguments
         if folder is not None:
             arguments = training_arguments(self.parsed, output_dir=str(Path(arguments.output_dir or ".") / folder))
@@ -208,14 +226,11 @@ class Experiment:
         kind, more = ObjectiveTrainer, {}
         if self.job.trainer == "zo":
             kind, more = ObjectiveMeZOTrainer, self.parts.mezo_settings(record)
-        held_out = "development" if self.job.num_dev else "evaluation"
-        with evaluator.encoder.noting(f"training and {held_out} rows") as remarks:
-            datasets = [[objective.encode(evaluator.encoder, s) for s in samples] for samples in (train, dev)]
         trainer = kind(
             model=loaded.model,
             args=arguments,
             objective=objective,
-            engine=evaluator.engine,
+            engine=engine,
             train_dataset=datasets[0],
             eval_dataset=datasets[1],
             processing_class=loaded.tokenizer,
@@ -246,7 +261,6 @@ class Experiment:
         if isinstance(trainer, ObjectiveMeZOTrainer) and trainer.log_path.exists() and arguments.process_index == 0:
             write_card(trainer.log_path.parent)
         facts = {"train_steps": trainer.state.global_step, **trainer.counted(), **facts}
-        facts |= cut_facts(map(remarks.tokens_lost, train), "train_")
         if self.settled is not None:
             facts |= {**self.settled["values"], "auto": self.settled["reasons"]}
         if isinstance(trainer, ObjectiveMeZOTrainer) and trainer.mezo is not None:
@@ -254,10 +268,16 @@ class Experiment:
         return facts
 
     def _settled(
-        self, loaded: LoadedModel, evaluator: Evaluator, train: list[Sample], train_set: int, folder: str | None
+        self,
+        loaded: LoadedModel,
+        objective: Objective,
+        engine: ScoringEngine,
+        examples: list[Example],
+        train_set: int,
+        folder: str | None,
     ) -> Experiment:
         """The experiment with numbers in place of "auto"."""
-        arguments, objective = self.arguments, self.parts.objective(evaluator)
+        arguments = self.arguments
         place = Path(arguments.output_dir or ".") / (folder or "")
         record = job_record(pinned(self.job.record(), self.task, self.splits), arguments, train_set=train_set)
         settled = settle(
@@ -267,8 +287,8 @@ class Experiment:
             lambda: self.parts.propose(
                 loaded.model,
                 objective,
-                evaluator.engine,
-                [objective.encode(evaluator.encoder, s) for s in train],
+                engine,
+                examples,
                 names=self.parsed.auto,
                 examples_per_step=record["examples_per_step"],
             ),
@@ -378,18 +398,3 @@ def _advance(bar: tqdm) -> Callable[[int], None]:
         bar.update(samples)
 
     return advance
-
-
-class _AboveProgressBars(logging.Handler):
-    """Writes lines to stderr without breaking a progress bar."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
-
-
-def _log_to_stderr(rank: int) -> None:
-    package = logging.getLogger("justforward")
-    if not package.handlers:
-        package.addHandler(_AboveProgressBars())
-        package.setLevel(logging.INFO if rank == 0 else logging.ERROR)
-        package.propagate = False

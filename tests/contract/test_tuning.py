@@ -14,6 +14,7 @@ from support.golden import DATA, MODEL
 
 from justforward.command_line.arguments import parse
 from justforward.commands.cli import main
+from justforward.models.blocks import find_blocks
 from justforward.models.loading import LoadedModel, load
 from justforward.models.tuning import TUNERS, TuningSettings, choose, lora_targets, merge_lora, tune, untie
 from justforward.optim import MeZO
@@ -24,6 +25,8 @@ METHODS = {
     "full": TuningSettings("full"),
     "head": TuningSettings("head"),
     "lora": TuningSettings("lora", lora_r=2, lora_alpha=4),
+    "blocks": TuningSettings("full", blocks="-1:"),
+    "lora_of_blocks": TuningSettings("lora", lora_r=2, lora_alpha=4, blocks="1:2"),
     "prefix": TuningSettings("prefix", num_prefix=3),
     "prefix_mlp": TuningSettings("prefix", num_prefix=3, reparametrise=True, prefix_from_activations=False),
 }
@@ -74,7 +77,7 @@ def one_step(model):
 def reloaded(model, method, family, folder, dtype=torch.float32):
     """What a user gets who loads a saved model with plain transformers or PEFT."""
     model.save_pretrained(folder)
-    if method in ("full", "head"):
+    if method in ("full", "head", "blocks"):
         return hf.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     return PeftModel.from_pretrained(tiny(family, dtype=dtype), folder)
 
@@ -87,9 +90,14 @@ def expected(model, method, family):
     if method == "head":
         head = model.get_output_embeddings()
         return {n for n, p in model.named_parameters() if any(p is q for q in head.parameters())}
-    if method == "lora":
+    if method == "blocks":
+        return {n for n in names if find_blocks(model).number(n) == 1}
+    if method.startswith("lora"):
         targets = TARGETS.get(family, {"q_proj", "v_proj"})
-        return {n for n in names if ".lora_" in n and n.split(".lora_")[0].rsplit(".", 1)[-1] in targets}
+        found = {n for n in names if ".lora_" in n and n.split(".lora_")[0].rsplit(".", 1)[-1] in targets}
+        blocks = {0, 1} if method == "lora" else {1}
+        assert {find_blocks(model).number(n) for n in found} == blocks
+        return found
     return {n for n in names if n.startswith("prompt_encoder.")}
 
 

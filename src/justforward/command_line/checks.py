@@ -6,11 +6,12 @@ on the model is checked where those are loaded; what `TrainingArguments` checks 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from justforward.optim.methods import METHODS
+from justforward.command_line.zeroth_order_checks import method_rules
 
 if TYPE_CHECKING:
     from justforward.command_line.job import JobArguments
@@ -69,74 +70,14 @@ def check(job: JobArguments, training_kwargs: Mapping[str, Any]) -> None:
         _calibration(job, generation=generation),
         _training(job, training_kwargs, generation=generation),
         _tuning(job),
-        _method(job, training_kwargs),
+        _blocks(job, training_kwargs),
+        method_rules(job, training_kwargs),
         _generation(job, generation=generation),
         _placement(job, training_kwargs),
     )
     for broken, message in (rule for table in tables for rule in table):
         if broken:
             raise ValueError(message)
-
-
-def check_auto(job: JobArguments, given: Mapping[str, Any], auto: Sequence[str]) -> None:
-    """Raise ValueError, one line, where the arguments named in `auto` cannot be measured before training."""
-    words = " and ".join(f"--{name} auto" for name in auto)
-    rules: list[Rule] = [
-        (job.trainer != "zo", f"{words} is measured with MeZO's probes: use it with --trainer zo, or give numbers"),
-        (job.non_diff, f"{words} measures slopes, and a metric (--non_diff) is a staircase: give numbers"),
-        (
-            "learning_rate" in auto and job.zo_shaping != "none",
-            f"--learning_rate auto is for losses, and --zo_shaping {job.zo_shaping} replaces them: give a number",
-        ),
-        (
-            "learning_rate" in auto and _rule(job) != "sgd",
-            f"--learning_rate auto measures plain steps, and the rule is {_rule(job)}: give a number",
-        ),
-        (bool(given.get("fsdp")), f"{words} does not measure weights that processes share (--fsdp): give numbers"),
-    ]
-    for broken, message in rules:
-        if auto and broken:
-            raise ValueError(message)
-
-
-def _rule(job: JobArguments) -> str:
-    return job.zo_rule or METHODS[job.zo_method].rule
-
-
-def _method(job: JobArguments, given: Mapping[str, Any]) -> list[Rule]:
-    directions, plain = job.zo_directions or METHODS[job.zo_method].directions, f"--zo_method {job.zo_method}"
-    dense = directions == "dense" and _rule(job) == "sgd"
-    if job.trainer != "zo":
-        return []
-    return [
-        (
-            job.zo_split and (job.zo_sides == 1 or job.zo_samples < 2),
-            f"--zo_split divides a batch among {job.zo_samples} directions on {job.zo_sides} side(s): it takes "
-            "--zo_sides 2, and --zo_samples 2 or more",
-        ),
-        (
-            job.zo_split and job.zo_direction_groups > 1,
-            "--zo_split gives every direction a share of each batch: leave --zo_direction_groups out",
-        ),
-        (
-            job.zo_shaping == "deviation" and job.zo_sides * job.zo_samples < 2,
-            "--zo_shaping deviation divides by that of a step's losses, and there is one: raise --zo_samples",
-        ),
-        (
-            directions != "dense" and job.zo_distribution != "gaussian",
-            f"--zo_distribution {job.zo_distribution} is for dense directions, and these are {directions}: leave it "
-            "out",
-        ),
-        (
-            not dense and (bool(given.get("fsdp")) or job.zo_offload != "none"),
-            f"{plain}: {directions} directions and the rule {_rule(job)} take whole weights on one device: leave out "
-            "--fsdp and --zo_offload, or use dense directions and sgd",
-        ),
-        (
-            directions != "dense" and job.zo_probe == "in_place",
-            f"--zo_probe in_place takes dense directions, and these are {directions}: leave it out",
-        ),
-    ]
 
 
 def name_task(own: dict[str, Any]) -> None:
@@ -343,6 +284,36 @@ def _tuning(job: JobArguments) -> list[Rule]:
             job.prefix_tuning and not job.no_reparam and job.prefix_init_by_real_act,
             "--no_reparam False makes the prefix from an MLP, which real activations cannot start: add "
             "--prefix_init_by_real_act False",
+        ),
+    ]
+
+
+def _blocks(job: JobArguments, given: Mapping[str, Any]) -> list[Rule]:
+    others = [f"--{name}" for name in ("prefix_tuning", "head_tuning", "linear_probing") if getattr(job, name)]
+    blocks = job.train_blocks
+    return [
+        (
+            blocks is not None and not job.is_training,
+            "--train_blocks says what is trained, and nothing is: give --trainer, or leave it out",
+        ),
+        (
+            blocks is not None and others != [],
+            f"--train_blocks chooses blocks for full tuning and LoRA, not for {''.join(others[:1])}: leave one of "
+            "them out",
+        ),
+        (
+            blocks is not None and not re.fullmatch(r"(-?\d+)?:(-?\d+)?", blocks),
+            f"argument --train_blocks: '{blocks}' is no range of blocks: give A:B (A counts from 0, B is left out), A: "
+            "for all from A on, or -3: for the last three",
+        ),
+        (
+            blocks is not None and (bool(given.get("fsdp")) or bool(given.get("torch_compile"))),
+            "--train_blocks starts passes behind the frozen blocks, which neither --fsdp nor --torch_compile takes: "
+            "leave them out",
+        ),
+        (
+            job.kept_states is not None and blocks is None,
+            "--kept_states is a folder for what frozen blocks give: use it with --train_blocks, or leave it out",
         ),
     ]
 

@@ -303,6 +303,19 @@ class JobArguments:
     )
     untie_emb: bool = _arg(TUNING, False, "Give the head weights of its own where it shares the input embedding's.")
 
+    train_blocks: str | None = _arg(
+        TUNING,
+        None,
+        "Train these blocks of the model alone, or put LoRA on them: A:B counts from 0 and leaves B out, -3: is the "
+        "last three. What the blocks below give is computed once for every row. none: all of the model.",
+    )
+    kept_states: str | None = _arg(
+        TUNING,
+        None,
+        "With train_blocks: folder for what the frozen blocks below give, which runs may share. none: kept_states in "
+        "output_dir.",
+    )
+
     sampling: bool = _arg(GENERATION, False, "Sample the text. False: greedy, or beam search with num_beams.")
     temperature: float = _arg(GENERATION, 1.0, "Sampling temperature; below 1 sharpens. Only with sampling.")
     num_beams: int = _arg(GENERATION, 1, "Beams; 1: no beam search.")
@@ -327,12 +340,12 @@ class JobArguments:
     def record(self) -> dict[str, Any]:
         """The arguments as JSON values, for the records of a run.
 
-        Those that choose a method stand there where they say something: what plain MeZO did before there were others
-        goes on with the same log.
+        Those that later versions brought stand there where they say something: a run begun before them goes on with
+        the same log.
         """
         values = dataclasses.asdict(self)
         plain = {field.name for field in dataclasses.fields(self) if getattr(self, field.name) == field.default}
-        return {name: value for name, value in values.items() if name not in plain & METHOD_ARGUMENTS}
+        return {name: value for name, value in values.items() if name not in plain & LATER_ARGUMENTS}
 
     @property
     def is_training(self) -> bool:
@@ -346,8 +359,10 @@ class JobArguments:
         return chosen[0] if chosen else "float32"
 
 
-METHOD_ARGUMENTS = {"zo_method", "zo_directions", "zo_rule", "zo_sides", "zo_split", "zo_rank", "zo_refresh"} | {
-    *("zo_sparsity", "zo_angle", "zo_beta", "zo_beta1", "zo_beta2", "zo_window")
+LATER_ARGUMENTS = {
+    *("zo_method", "zo_directions", "zo_rule", "zo_sides", "zo_split", "zo_rank", "zo_refresh"),
+    *("zo_sparsity", "zo_angle", "zo_beta", "zo_beta1", "zo_beta2", "zo_window"),
+    *("train_blocks", "kept_states"),
 }
 
 

@@ -54,7 +54,10 @@ class ModelRecipe:
 
     def to_json(self) -> dict[str, Any]:
         """JSON values that `from_json` reads."""
-        return asdict(self)
+        values = asdict(self)
+        if self.tuning is not None and self.tuning.blocks is None:
+            del values["tuning"]["blocks"]  # logs made before blocks could be chosen are the same job's
+        return values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ModelRecipe:

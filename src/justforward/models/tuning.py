@@ -29,6 +29,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from justforward.models.blocks import chosen, find_blocks
 from justforward.models.loading import LoadedModel
 from justforward.models.prefix_mlp import PrefixMLPModel
 from justforward.models.reading import listed
@@ -53,7 +54,7 @@ class TuningSettings:
 
     method: a name in TUNERS. untie: give the head weights of its own first. lora_r, lora_alpha: rank and scale of
     LoRA. num_prefix: length of the prefix in tokens; reparametrise: make the prefix by an MLP; prefix_from_activations:
-    start it from the activations of random tokens.
+    start it from the activations of random tokens; blocks: "A:B", the blocks that are trained, or put LoRA on.
     """
 
     method: str = "full"
@@ -63,6 +64,7 @@ class TuningSettings:
     num_prefix: int = 5
     reparametrise: bool = False
     prefix_from_activations: bool = True
+    blocks: str | None = None
 
 
 Tuner = Callable[[LoadedModel, TuningSettings], LoadedModel]
@@ -95,9 +97,14 @@ def tune_all(loaded: LoadedModel, settings: TuningSettings) -> LoadedModel:
     """Train every weight."""
     _refuse_quantised(loaded.model)
     loaded.model.requires_grad_(True)
+    if settings.blocks is not None:
+        blocks = find_blocks(loaded.model)
+        numbers = chosen(settings.blocks, len(blocks))
+        for name, p in loaded.model.named_parameters():
+            p.requires_grad_(blocks.number(name) in numbers)
     with torch.enable_grad():
         towers = unseen_towers(loaded.model, loaded.tokenizer)
-    frozen = [p for name, p in loaded.model.named_parameters() if inside(name, towers)]
+    frozen = [p for name, p in loaded.model.named_parameters() if p.requires_grad and inside(name, towers)]
     for p in frozen:
         p.requires_grad_(False)
     if frozen:
@@ -127,10 +134,16 @@ def tune_lora(loaded: LoadedModel, settings: TuningSettings) -> LoadedModel:
         towers = unseen_towers(loaded.model, loaded.tokenizer)
     targets = lora_targets(loaded.model, towers)
     named = [(name, m) for name, m in loaded.model.named_modules() if name.rsplit(".", 1)[-1] in targets]
-    layers = [m for name, m in named if not inside(name, towers)]
-    if len(layers) < len(named):
-        targets = tuple(name for name, _ in named if not inside(name, towers))
+    reached = [(name, m) for name, m in named if not inside(name, towers)]
+    if len(reached) < len(named):
         logger.info("text does not reach %s: no LoRA there", listed(towers))
+    if settings.blocks is not None:
+        blocks = find_blocks(loaded.model)
+        numbers = chosen(settings.blocks, len(blocks))
+        reached = [(name, m) for name, m in reached if blocks.number(name) in numbers]
+    layers = [m for _, m in reached]
+    if len(layers) < len(named):
+        targets = tuple(name for name, _ in reached)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.lora_r,

@@ -13,7 +13,7 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch import Tensor
 from justforward.optim.directions.base import Owners
 from justforward.optim.distribution.shards import is_sharded
 from justforward.optim.scored_head import ScoredLinear, install
+from justforward.scoring.kept import KeptStates
 from justforward.scoring.plan import Forward, Plan, make_plan, plan_alone
 from justforward.scoring.prompts import Row
 from justforward.scoring.proof import Kind, Proofs
@@ -90,6 +91,8 @@ class ScoringEngine:
         """What is called: `model`, or what wraps it to run it on several processes."""
         self.owners: Owners | None = None
         """Who is told whose each sequence is, where rows have owners."""
+        self.kept: KeptStates | None = None
+        """What frozen blocks give for some rows; passes over these start behind them."""
         self.halved = False
         """Whether memory has run out once, and the token budget been halved."""
         self.one_forward = False
@@ -135,7 +138,10 @@ class ScoringEngine:
             most = 1 << 62
             return make_plan(rows, token_budget=most, share_prefix=False, pack_trees=False, pass_tokens=most)
         # A cache is filled once per run and its gradient would have to flow through every batch.
-        caches = (True, False) if self.takes_caches and not torch.is_grad_enabled() and owners is None else (False,)
+        shares = self.takes_caches and not torch.is_grad_enabled() and owners is None
+        # Behind kept states blocks have filled no cache.
+        shares = shares and not (self.kept is not None and self.kept.hold(rows))
+        caches = (True, False) if shares else (False,)
         trees = (True, False) if self.takes_masks else (False,)
         for share, pack in itertools.product(caches, trees):
             plan = make_plan(rows, token_budget=self.token_budget, share_prefix=share, pack_trees=pack, owners=owners)
@@ -252,7 +258,8 @@ class ScoringEngine:
                 owner = torch.arange(copies).repeat_interleave(len(owner))
             owner = owner.to(self.device)
             self.owners.tell(owner, keep if self.keeps_logits else torch.ones_like(keep), keep.shape[1])
-        with _wanting(self.head, wanted):
+        states = self.kept.of(forward, self.device) if self.kept is not None and cache is None else None
+        with _wanting(self.head, wanted), self._starting(states, copies):
             logits = self._call(**arguments).logits
         if not self.keeps_logits:
             logits = logits[keep]
@@ -265,6 +272,11 @@ class ScoringEngine:
         # PEFT's own forward of a prefix-tuned model would put its prefix in again.
         caller: Any = self.model.get_base_model() if self.prefix_length else self.caller  # type: ignore[operator]
         return caller(**arguments)
+
+    def _starting(self, states: Tensor | None, copies: int) -> AbstractContextManager[None]:
+        if states is None or self.kept is None:
+            return nullcontext()
+        return self.kept.upper.starting(states.repeat(copies, 1, 1))
 
     def _first_cache(self, prefix: tuple[int, ...], copies: int) -> tuple[Any, int]:
         """The KV cache, a row per copy, that all sequences continue, and its length: trained prefix, shared tokens."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,13 +28,20 @@ MAX_TREE_GROWTH = 8
 """A packed tree may be this many times longer than its longest row: attention over it is quadratic."""
 
 
+class Piece(NamedTuple):
+    """The part from `start` on of `fed`, all the tokens of a row that are fed."""
+
+    fed: tuple[int, ...]
+    start: int
+
+
 @dataclass
 class Packed:
     """Rows packed into one token sequence of n fed tokens.
 
     tokens, depths: [n] ids and position ids; ancestors: [n, n] bool, or None where the sequence is a plain chain;
     reads: for every scored token (position of the logits to read, token id, flat output index); owner: whose it is,
-    where rows have owners.
+    where rows have owners; pieces: the rows' parts that it is made of, one after the other.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -41,6 +49,7 @@ class Packed:
     ancestors: np.ndarray | None = None
     reads: list[tuple[int, int, int]] = field(default_factory=list)
     owner: int = 0
+    pieces: list[Piece] = field(default_factory=list)
 
 
 @dataclass
@@ -50,7 +59,7 @@ class Forward:
     input_ids, position_ids: [B, N] int64; mask: [B, N, N] bool (True: attends) or None for plain causal attention;
     keep: [B, N] bool, the positions whose logits are needed (K of them, in row-major order);
     source, target, output: [T] for each scored token its index among the K, its token id, its flat output index;
-    owner: [B] int64, whose each sequence is.
+    owner: [B] int64, whose each sequence is; pieces: what each sequence is made of.
     """
 
     input_ids: np.ndarray
@@ -61,6 +70,7 @@ class Forward:
     target: np.ndarray
     output: np.ndarray
     owner: np.ndarray
+    pieces: list[list[Piece]]
 
     def halves(self) -> tuple[Forward, Forward]:
         """The same work in two passes, each over half of the sequences; there must be two or more."""
@@ -74,7 +84,7 @@ class Forward:
         # The sequences of a part are neighbours, and so are their positions among those that are kept.
         return Forward(
             *(self.input_ids[rows], self.position_ids[rows], mask, self.keep[rows]),
-            *(source - source.min(), self.target[scored], self.output[scored], self.owner[rows]),
+            *(source - source.min(), self.target[scored], self.output[scored], self.owner[rows], self.pieces[rows]),
         )
 
 
@@ -212,6 +222,8 @@ class _Packer:
         start = len(sequence.tokens)
         path = path + list(range(start, start + len(fed) - shared))
         sequence.tokens.extend(fed[shared:])
+        if shared < len(fed):
+            sequence.pieces.append(Piece(row.tokens[:-1], self.prefix_length + shared))
         sequence.depths.extend(range(self.prefix_length + shared, self.prefix_length + len(fed)))
         self.branches.append((shared, path))
         first = row.start - self.prefix_length
@@ -291,4 +303,5 @@ def _pad(batch: list[Packed]) -> Forward:
     reads = [(rank[b, position], token, output) for b, s in enumerate(batch) for position, token, output in s.reads]
     source, target, output = (np.array(column, dtype=np.int64) for column in zip(*reads, strict=True))
     owner = np.array([s.owner for s in batch], dtype=np.int64)
-    return Forward(input_ids, position_ids, mask, keep, source, target, output, owner)
+    pieces = [s.pieces for s in batch]
+    return Forward(input_ids, position_ids, mask, keep, source, target, output, owner, pieces)

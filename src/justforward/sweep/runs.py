@@ -98,11 +98,15 @@ def run(base: Parsed, values: Mapping[str, float], seed: int, folder: Path, repo
     found = Evaluations.read(folder, job)
     if found.finished or found.diverged:
         return found
+    kept: dict[str, Any] = {}
+    if base.job.train_blocks is not None and base.job.kept_states is None:
+        kept["kept_states"] = str(folder.parent / "kept_states")  # which all runs share
     another = (folder / FILE_NAME).exists() and not found.steps  # another job's: its folder is taken over
     for anew in (True,) if another else (False, True):
         parsed = base.with_values(
             {
                 **values,
+                **kept,
                 "seed": seed,
                 "no_eval": True,
                 "output_dir": str(folder),

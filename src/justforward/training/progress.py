@@ -6,6 +6,7 @@ second and the time left. Elsewhere (a pipe, a batch system's file): one plain l
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 import time
@@ -164,3 +165,19 @@ def _printable(text: str) -> str:
     except UnicodeEncodeError:
         return ""
     return text
+
+
+class _AboveProgressBars(logging.Handler):
+    """Writes lines to stderr without breaking a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def log_to_stderr(rank: int) -> None:
+    """Have the package's lines written there; errors alone on ranks other than the first."""
+    package = logging.getLogger("justforward")
+    if not package.handlers:
+        package.addHandler(_AboveProgressBars())
+        package.setLevel(logging.INFO if rank == 0 else logging.ERROR)
+        package.propagate = False

@@ -50,6 +50,7 @@ _WITHOUT_EFFECT = (
     *("zo_direction_groups", "zo_check_steps"),
     *("num_eval", "num_train_sets", "train_set_seed", "sfc", "icl_sfc", "token_budget", "no_eval", "save_on_interrupt"),
     *("result_file", "tag", "save_model", "merge_lora", "verbose", "no_auto_device", "overwrite_output_dir"),
+    "kept_states",
 )
 # The Trainer's arguments that do.
 _WITH_EFFECT = (

@@ -20,6 +20,7 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import has_length
 
+from justforward.models.fingerprint import fingerprint
 from justforward.optim import MeZO
 from justforward.optim.directions.base import Directions
 from justforward.optim.distribution.ranks import gathered
@@ -31,7 +32,6 @@ from justforward.trajectory.recording import (
     apply_steps,
     describe_run,
     describe_schedule,
-    fingerprint,
     learning_rates,
     restore,
     set_schedule,

@@ -5,17 +5,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import itertools
 import warnings
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments, get_scheduler
 
 from justforward.optim import MeZO
@@ -24,25 +21,6 @@ from justforward.optim.log import is_skipped
 
 UNPREDICTABLE = ("reduce_lr_on_plateau", "greedy")
 """Schedules that depend on what evaluation finds: a log cannot tell their learning rates."""
-
-
-def fingerprint(model: nn.Module) -> str:
-    """A digest of all weights, trained and frozen: names, shapes, dtypes and bits."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, p in model.named_parameters():
-        p = p.detach()
-        crc = _checksum(p.full_tensor() if isinstance(p, DTensor) else p)
-        digest.update(f"{name} {tuple(p.shape)} {p.dtype} {crc}\n".encode())
-    return digest.hexdigest()
-
-
-def _checksum(t: Any) -> int:
-    """Of a tensor's bits; of a quantised one's, those of the tensors that it is made of."""
-    if hasattr(t, "__tensor_flatten__"):
-        parts = [_checksum(getattr(t, name)) for name in t.__tensor_flatten__()[0]]
-        return zlib.crc32(str(parts).encode())
-    flat = t.cpu().contiguous().flatten()
-    return zlib.crc32(flat.view(torch.uint8).numpy().data) if flat.numel() else 0
 
 
 def describe_schedule(args: TrainingArguments, total_steps: int) -> dict[str, Any]:

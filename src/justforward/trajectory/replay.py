@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from justforward.models.fingerprint import fingerprint
 from justforward.models.loading import LoadedModel
 from justforward.models.recipe import ModelRecipe
 from justforward.noise import DISTRIBUTIONS, NOISE_VERSION, ROUNDING_VERSION
@@ -21,7 +22,7 @@ from justforward.optim.directions.base import Directions
 from justforward.optim.log import FILE_NAME, Layout, LogError, Trajectory, read
 from justforward.optim.rules.base import Rule
 from justforward.results.files import write_text
-from justforward.trajectory.recording import apply_steps, count_skipped, fingerprint, groups_of
+from justforward.trajectory.recording import apply_steps, count_skipped, groups_of
 
 logger = logging.getLogger(__name__)
 

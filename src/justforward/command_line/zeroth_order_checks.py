@@ -1,0 +1,75 @@
+"""Combinations of arguments of training by forward passes that cannot work, each with the mend; see `checks`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from justforward.optim.methods import METHODS
+
+if TYPE_CHECKING:
+    from justforward.command_line.job import JobArguments
+
+Rule = tuple[bool, str]
+
+
+def check_auto(job: JobArguments, given: Mapping[str, Any], auto: Sequence[str]) -> None:
+    """Raise ValueError, one line, where the arguments named in `auto` cannot be measured before training."""
+    words = " and ".join(f"--{name} auto" for name in auto)
+    rules: list[Rule] = [
+        (job.trainer != "zo", f"{words} is measured with MeZO's probes: use it with --trainer zo, or give numbers"),
+        (job.non_diff, f"{words} measures slopes, and a metric (--non_diff) is a staircase: give numbers"),
+        (
+            "learning_rate" in auto and job.zo_shaping != "none",
+            f"--learning_rate auto is for losses, and --zo_shaping {job.zo_shaping} replaces them: give a number",
+        ),
+        (
+            "learning_rate" in auto and _rule(job) != "sgd",
+            f"--learning_rate auto measures plain steps, and the rule is {_rule(job)}: give a number",
+        ),
+        (bool(given.get("fsdp")), f"{words} does not measure weights that processes share (--fsdp): give numbers"),
+    ]
+    for broken, message in rules:
+        if auto and broken:
+            raise ValueError(message)
+
+
+def _rule(job: JobArguments) -> str:
+    return job.zo_rule or METHODS[job.zo_method].rule
+
+
+def method_rules(job: JobArguments, given: Mapping[str, Any]) -> list[Rule]:
+    """The rules on --zo_method and what it is made of."""
+    directions, plain = job.zo_directions or METHODS[job.zo_method].directions, f"--zo_method {job.zo_method}"
+    dense = directions == "dense" and _rule(job) == "sgd"
+    if job.trainer != "zo":
+        return []
+    return [
+        (
+            job.zo_split and (job.zo_sides == 1 or job.zo_samples < 2),
+            f"--zo_split divides a batch among {job.zo_samples} directions on {job.zo_sides} side(s): it takes "
+            "--zo_sides 2, and --zo_samples 2 or more",
+        ),
+        (
+            job.zo_split and job.zo_direction_groups > 1,
+            "--zo_split gives every direction a share of each batch: leave --zo_direction_groups out",
+        ),
+        (
+            job.zo_shaping == "deviation" and job.zo_sides * job.zo_samples < 2,
+            "--zo_shaping deviation divides by that of a step's losses, and there is one: raise --zo_samples",
+        ),
+        (
+            directions != "dense" and job.zo_distribution != "gaussian",
+            f"--zo_distribution {job.zo_distribution} is for dense directions, and these are {directions}: leave it "
+            "out",
+        ),
+        (
+            not dense and (bool(given.get("fsdp")) or job.zo_offload != "none"),
+            f"{plain}: {directions} directions and the rule {_rule(job)} take whole weights on one device: leave out "
+            "--fsdp and --zo_offload, or use dense directions and sgd",
+        ),
+        (
+            directions != "dense" and job.zo_probe == "in_place",
+            f"--zo_probe in_place takes dense directions, and these are {directions}: leave it out",
+        ),
+    ]
