@@ -8,6 +8,7 @@ those of tests/e2e that torchrun, srun and a script start.
 from __future__ import annotations
 
 import gc
+import importlib
 import multiprocessing
 import os
 import signal
@@ -25,6 +26,7 @@ _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
     [
         "torch.distributed.run",
+        "transformers.models.llama.modeling_llama",
         "transformers.models.opt.modeling_opt",
         "justforward.commands.cli",
         "justforward.command_line.arguments",
@@ -35,7 +37,10 @@ _SERVER.set_forkserver_preload(
 
 
 class Forked:
-    """A running `python [-m torch.distributed.run ...] run.py ...`; has what tests use of a subprocess.Popen."""
+    """A running `python [-m torch.distributed.run ...] run.py ...`; has what tests use of a subprocess.Popen.
+
+    `-m MODULE` in the place of run.py calls the module's main with the words that follow.
+    """
 
     def __init__(self, command: Sequence[str], folder: Path, environment: Mapping[str, str], out: Path, errors: Path):
         arguments = (list(command[1:]), folder, dict(environment), out, errors)
@@ -68,11 +73,9 @@ def _begin(words: list[str], folder: Path, environment: dict[str, str], out: Pat
     os.environ.clear()
     os.environ.update(environment)
     gc.freeze()  # a model's end is a full collection, which need not visit what was imported
-    at = words.index(RUN)
-    if at == 0:
+    if words[:2] != TORCHRUN:
         _run(*words)
         return
-    assert words[:2] == TORCHRUN
     from torch.distributed import run
 
     start = run.elastic_launch
@@ -95,6 +98,9 @@ def _rank(unbuffered: str, *words: str) -> None:
 
 
 def _run(script: str, *words: str) -> None:
+    if script == "-m":
+        importlib.import_module(words[0]).main(*words[1:])
+        return
     from justforward.commands.cli import main
 
     assert script == RUN
