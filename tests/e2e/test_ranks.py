@@ -1,12 +1,11 @@
 """Several processes (gloo, CPU) hold one optimiser's state to one another's: what they check is in support/ranks.py.
 
-Processes start slowly: one launch for each number of ranks makes all checks of that many.
+Launches are slow: one for each number of ranks makes all checks of that many.
 """
 
 import functools
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -14,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from support import ranks
+from support.forking import TORCHRUN, Forked
 
-TESTS = Path(__file__).parents[1]
 TRAJECTORIES = [(2, 1, 1), (4, 1, 1), (4, 4, 1), (4, 4, 4), (4, 4, 2), (2, 3, 2)]
 CHECKS = {
     2: [
@@ -35,15 +34,14 @@ CHECKS = {
 def outcomes(count: int) -> Path:
     """A folder with what came of every check on so many ranks, by its words."""
     folder = Path(tempfile.mkdtemp(prefix="ranks-"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-    ran = subprocess.run(
-        [*command, "-m", "support.ranks", str(folder), json.dumps(CHECKS[count])],
-        env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    (folder / "stderr.txt").write_text(ran.stderr)
+    command = [sys.executable, *TORCHRUN, "--standalone", "--nproc_per_node", str(count)]
+    command += ["-m", "support.ranks", str(folder), json.dumps(CHECKS[count])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ran = Forked(command, folder, environment, folder / "stdout.txt", folder / "stderr.txt")
+    try:
+        ran.wait(timeout=300)
+    finally:
+        ran.terminate()
     return folder
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from support.forking import RUN, TORCHRUN, Forked
 from support.golden import DATA, MODEL
 
 ROOT = Path(__file__).parents[2]
@@ -38,24 +39,50 @@ def folder(tmp_path):
     return prepare(tmp_path)
 
 
+def begin(folder: Path, name: str, command: list[str], **environment: str) -> subprocess.Popen | Forked:
+    """Begin a command in a folder of its own, where its output goes; Python's are forked, others start as they do."""
+    place = folder / name
+    if not place.exists():
+        place.mkdir()
+        (place / "model").symlink_to(folder / "model")
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    out, errors = place / "stdout.txt", place / "stderr.txt"
+    if command[0] == sys.executable:
+        return Forked(command, place, settings, out, errors)
+    with out.open("a") as stdout, errors.open("a") as stderr:
+        return subprocess.Popen(command, cwd=place, env=settings, stdout=stdout, stderr=stderr)
+
+
+def finish(folder: Path, name: str, command: list[str], **environment: str) -> str:
+    """Run a command to its end, which must be a good one; what it wrote to stderr."""
+    running = begin(folder, name, command, **environment)
+    try:
+        status = running.wait(timeout=150)
+    finally:
+        running.terminate()
+    said = (folder / name / "stderr.txt").read_text()
+    assert status == 0, said[-3000:]
+    return said
+
+
 def launch(folder: Path, name: str, command: list[str], **environment: str) -> dict[str, torch.Tensor]:
-    """Run a command in a folder of its own; the weights that it saved."""
-    (folder / name).mkdir()
-    (folder / name / "model").symlink_to(folder / "model")
-    # fmt: off
-    settings = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "MODEL": "model", "TASK": "SST2",
-                "MODE": "ft", "LR": "1e-3", "TRAIN": "16", "DEV": "8", "EVAL": "6", **environment}
-    # fmt: on
-    ran = subprocess.run(command, cwd=folder / name, env=settings, capture_output=True, text=True, timeout=150)
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    assert ran.stderr.count("accuracy 0.") + ran.stderr.count("accuracy 1.") == 1  # one process reports
+    """Run a job in a folder of its own; the weights that it saved."""
+    said = finish(folder, name, command, **environment)
+    assert said.count("accuracy 0.") + said.count("accuracy 1.") == 1  # one process reports
     assert 0 <= json.loads((folder / name / "r.json").read_text())["accuracy"] <= 1
-    model = AutoModelForCausalLM.from_pretrained(folder / name / "out")
-    return dict(model.state_dict())
+    return saved(folder / name / "out")
 
 
-def processes(count: int) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+def saved(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(AutoModelForCausalLM.from_pretrained(folder).state_dict())
+
+
+def alone() -> list[str]:
+    return [sys.executable, RUN]
+
+
+def processes(count: int, *options: str) -> list[str]:
+    return [sys.executable, *TORCHRUN, "--standalone", "--nproc_per_node", str(count), *options, RUN]
 
 
 def free_port() -> str:
@@ -71,7 +98,7 @@ def as_srun_does(count: int) -> list[str]:
     script = (
         f"for i in $(seq 0 {count - 1}); do {start}; done; for one in ${{started[@]}}; do wait $one || exit 1; done"
     )
-    return ["bash", "-c", script, "-", sys.executable]
+    return ["bash", "-c", script, "-", *alone()]
 
 
 def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
