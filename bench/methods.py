@@ -9,10 +9,11 @@ is trained on the classification of sentences and on the language modelling of o
 model is trained, as it is; with --train_blocks some of its blocks alone, behind what the frozen ones below give.
 
 A method's learning rate is the power of ten whose neighbours are worse, and then the best of FINER times that, by the
-loss on rows for development after a run of the smallest number of forwards with a seed of its own; for a larger number it is chosen among LONGER times
-that. Then every seed is run, and judged by the loss (and accuracy) on other rows, held out. Batches are 16 examples; a
-forward is a pass over one. Backpropagation is plain SGD with gradient checkpointing, each weight moved as its gradient
-comes; it counts two forwards a step, for activations are computed twice, and goes back besides.
+loss on rows for development after a run of the smallest number of forwards with a seed of its own; for a larger number
+it is chosen among LONGER times that. Then every seed is run, and judged by the loss (and accuracy) on other rows, held
+out. Batches are 16 examples; a forward is a pass over one. Backpropagation is plain SGD with gradient checkpointing,
+each weight moved as its gradient comes; it counts two forwards a step, for activations are computed twice, and goes
+back besides.
 """
 
 from __future__ import annotations

@@ -21,6 +21,9 @@ from justforward.optim.methods import get_method
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
+GUIDED_BLOCKS = "-3:"
+"""What --trainer guided trains unless told: there the guide is nearest to the gradient."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Parsed:
@@ -94,6 +97,9 @@ def parse(argv: Sequence[str]) -> Parsed:
     own, trainers = ({name: v for name, v in given.items() if name not in auto} for given in (own, trainers))
     job = JobArguments(**{**_of_method(own), **own})
     training_kwargs = {**OUR_DEFAULTS, **trainers}
+    if job.trainer == "guided":
+        job = dataclasses.replace(job, train_blocks=job.train_blocks or GUIDED_BLOCKS)
+        training_kwargs.setdefault("learning_rate", 1.0)
     check(job, training_kwargs)
     check_auto(job, training_kwargs, auto)
     return Parsed(job, training_kwargs, tuple(notes), auto)

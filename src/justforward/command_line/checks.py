@@ -193,8 +193,8 @@ def _training(job: JobArguments, given: Mapping[str, Any], *, generation: bool) 
             f"is {job.zo_samples}: raise the one or lower the other",
         ),
         (
-            zo and mixed != "",
-            f"--{mixed} is mixed precision for gradients, and --trainer zo has none: use "
+            job.trainer in ("zo", "guided") and mixed != "",
+            f"--{mixed} is mixed precision for gradients, and --trainer {job.trainer} has none: use "
             f"--load_{'bfloat16' if mixed == 'bf16' else 'float16'} for 16-bit weights",
         ),
         (
@@ -300,6 +300,14 @@ def _blocks(job: JobArguments, given: Mapping[str, Any]) -> list[Rule]:
             blocks is not None and others != [],
             f"--train_blocks chooses blocks for full tuning and LoRA, not for {''.join(others[:1])}: leave one of "
             "them out",
+        ),
+        (
+            job.trainer == "guided" and job.lora,
+            "--trainer guided moves layers themselves: leave --lora out, or use --trainer zo",
+        ),
+        (
+            job.trainer == "guided" and given.get("learning_rate") == 0,
+            "--learning_rate is a factor of the step that --trainer guided measures: leave it out, or give 1",
         ),
         (
             blocks is not None and not re.fullmatch(r"(-?\d+)?:(-?\d+)?", blocks),

@@ -123,8 +123,10 @@ class JobArguments:
         TRAINING,
         "none",
         "none: evaluate only (zero-shot or in-context learning). zo: MeZO, forward passes only. "
+        "guided: forward passes only, along directions that hidden states and logits tell (docs/guided.md); unless "
+        "given, --train_blocks is -3: and --learning_rate 1, a factor of the measured step. "
         "regular: fine-tuning by backpropagation.",
-        choices=("none", "regular", "zo"),
+        choices=("none", "regular", "zo", "guided"),
     )
     only_train_option: bool = _arg(
         TRAINING, True, "Take the loss on the option or answer alone. False: on the whole text, prompt included."

@@ -154,7 +154,7 @@ def method_name(job: Mapping[str, Any]) -> str:
     if job.get("linear_probing"):
         return "LP"
     named = job.get("zo_method") or "mezo"
-    methods = {"zo": "MeZO" if named == "mezo" else named, "regular": "FT"}
+    methods = {"zo": "MeZO" if named == "mezo" else named, "regular": "FT", "guided": "guided"}
     method = methods.get(str(job.get("trainer")), "ICL" if job.get("num_train") else "Zero-shot")
     names = {"lora": "LoRA", "prefix_tuning": "prefix", "head_tuning": "head", "non_diff": "reward"}
     details = [name for argument, name in names.items() if job.get(argument)]

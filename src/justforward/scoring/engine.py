@@ -22,9 +22,11 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
+from justforward.models.residual import inputs_seen
 from justforward.optim.directions.base import Owners
 from justforward.optim.distribution.shards import is_sharded
 from justforward.optim.scored_head import ScoredLinear, install
+from justforward.scoring.guide import Guide
 from justforward.scoring.kept import KeptStates
 from justforward.scoring.plan import Forward, Plan, make_plan, plan_alone
 from justforward.scoring.prompts import Row
@@ -93,6 +95,8 @@ class ScoringEngine:
         """Who is told whose each sequence is, where rows have owners."""
         self.kept: KeptStates | None = None
         """What frozen blocks give for some rows; passes over these start behind them."""
+        self.guide: Guide | None = None
+        """Who is shown what passes compute on their way."""
         self.halved = False
         """Whether memory has run out once, and the token budget been halved."""
         self.one_forward = False
@@ -249,6 +253,9 @@ class ScoringEngine:
         if cache is not None:
             arguments["cache"] = _repeat(cache, len(forward.input_ids))
         wanted, index = None, target
+        guide = None if self.guide is None or copies > 1 else self.guide
+        if guide is not None:
+            guide.begin(keep)
         if not (normalise or self.head is None or torch.is_grad_enabled()):
             ids, places = np.unique(forward.target, return_inverse=True)
             wanted, index = (torch.from_numpy(array).to(self.device) for array in (ids, places))
@@ -259,12 +266,15 @@ class ScoringEngine:
             owner = owner.to(self.device)
             self.owners.tell(owner, keep if self.keeps_logits else torch.ones_like(keep), keep.shape[1])
         states = self.kept.of(forward, self.device) if self.kept is not None and cache is None else None
-        with _wanting(self.head, wanted), self._starting(states, copies):
+        watching = nullcontext() if guide is None else inputs_seen(guide.watched, guide.see)
+        with _wanting(self.head, wanted), self._starting(states, copies), watching:
             logits = self._call(**arguments).logits
         if not self.keeps_logits:
             logits = logits[keep]
         logits = logits.float().view(copies, -1, logits.shape[-1])  # [copies, K, V]
         source = torch.from_numpy(forward.source).to(self.device)
+        if guide is not None:
+            guide.end(logits[0], source, target, torch.from_numpy(forward.output), normalise=normalise)
         picked = logits[:, source, index]
         return picked - torch.logsumexp(logits, dim=-1)[:, source] if normalise else picked
 
