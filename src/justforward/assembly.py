@@ -35,8 +35,12 @@ from justforward.scoring.generation import GenerationSettings, Generator
 from justforward.scoring.kept import UpperBlocks, keep
 from justforward.scoring.prompts import PromptEncoder, Row
 from justforward.tasks import Task
+from justforward.training.guided_trainer import GuidedTrainer
+from justforward.training.objective_trainer import ObjectiveMeZOTrainer, ObjectiveTrainer
 from justforward.training.objectives import OBJECTIVES, Example, Objective
 from justforward.training.rewards import RewardObjective, find_reward
+
+AnyTrainer = ObjectiveTrainer | ObjectiveMeZOTrainer | GuidedTrainer
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,15 @@ class Assembly:
             return build(directions, job.zo_rule or method.rule, given, defaults)
         except ValueError as error:
             raise ValueError(f"--zo_method {job.zo_method}: {error}") from None
+
+    def trainer(self, record: Mapping[str, Any]) -> tuple[type[AnyTrainer], dict[str, Any]]:
+        """The Trainer, and its arguments beside those that all have; `record` is the job for the log."""
+        job = self.job
+        if job.trainer == "zo":
+            return ObjectiveMeZOTrainer, self.mezo_settings(record)
+        if job.trainer == "guided":
+            return GuidedTrainer, {"rounding": job.zo_rounding, "max_skipped": job.zo_max_skipped}
+        return ObjectiveTrainer, {}
 
     def mezo_settings(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """MeZO's arguments of the trainer; `record` is the job for the log."""

@@ -37,10 +37,9 @@ from justforward.tasks import Sample, Splits, Task, find_task
 from justforward.tasks.from_file import pinned
 from justforward.tasks.sampling import TrainSet, eval_indices, train_sets
 from justforward.training.failures import refuse_failed
-from justforward.training.guided_trainer import GuidedTrainer
 from justforward.training.interrupts import InterruptedTraining, SaveOnInterrupt
 from justforward.training.linear_probe import linear_probe
-from justforward.training.objective_trainer import ObjectiveMeZOTrainer, ObjectiveTrainer
+from justforward.training.objective_trainer import ObjectiveMeZOTrainer
 from justforward.training.objectives import Example, Objective
 from justforward.training.output_folder import make_room
 from justforward.training.progress import log_to_stderr, show_progress
@@ -224,11 +223,7 @@ class Experiment:
             arguments = training_arguments(self.parsed, output_dir=str(Path(arguments.output_dir or ".") / folder))
         record = job_record(pinned(self.job.record(), self.task, self.splits), arguments, train_set=train_set)
         checkpoint = self._checkpoint(arguments, record)
-        kind, more = ObjectiveTrainer, {}
-        if self.job.trainer == "zo":
-            kind, more = ObjectiveMeZOTrainer, self.parts.mezo_settings(record)
-        elif self.job.trainer == "guided":
-            kind, more = GuidedTrainer, {"rounding": self.job.zo_rounding, "max_skipped": self.job.zo_max_skipped}
+        kind, more = self.parts.trainer(record)
         trainer = kind(
             model=loaded.model,
             args=arguments,
@@ -266,11 +261,7 @@ class Experiment:
         facts = {"train_steps": trainer.state.global_step, **trainer.counted(), **facts}
         if self.settled is not None:
             facts |= {**self.settled["values"], "auto": self.settled["reasons"]}
-        if isinstance(trainer, GuidedTrainer) and trainer.guided is not None:
-            facts |= {"skipped_steps": trainer.guided.progress["skipped"]}
-        if isinstance(trainer, ObjectiveMeZOTrainer) and trainer.mezo is not None:
-            facts |= {"skipped_steps": trainer.mezo.skipped, "zero_steps": trainer.mezo.zero_steps}
-        return facts
+        return {**facts, **trainer.skipped_facts()}
 
     def _settled(
         self,

@@ -69,7 +69,33 @@ def find_stream(model: Any) -> ResidualStream:
             raise ValueError(f"block {number} of {kind} has no linear layer that adds to its stream, as a guide needs")
     order = {module: i for i, module in enumerate(called)}
     projections = sorted(found.values(), key=lambda one: order[one.module])
-    return ResidualStream(blocks, tuple(projections), above[0], head)
+    stream = ResidualStream(blocks, tuple(projections), above[0], head)
+    if (off := _off(model, stream)) > (0.02 if next(model.parameters()).dtype == torch.float32 else 0.2):
+        raise ValueError(
+            f"what {projections[-1].name} of {kind} adds does not reach the last norm as it is (off by {off:.1%}): a "
+            "guide needs a plain residual stream"
+        )
+    return stream
+
+
+def _off(model: Any, stream: ResidualStream) -> float:
+    """How far what the last layer adds is from what arrives at the norm, but for a factor; as a share of it."""
+    module, found = stream.projections[-1].module, []
+    with inputs_seen([stream.norm], lambda _, x: found.append(x.float())):
+        _pass(model)
+    more = torch.randn(found[0].shape, generator=torch.Generator().manual_seed(0)).to(found[0].device)
+    more *= found[0].square().mean().sqrt()
+    hook = module.register_forward_hook(
+        lambda m, given, output: (output.float() + more.view_as(output)).to(output.dtype)
+    )
+    try:
+        with inputs_seen([stream.norm], lambda _, x: found.append(x.float())):
+            _pass(model)
+    finally:
+        hook.remove()
+    arrived = found[1] - found[0]
+    factor = (arrived * more).sum() / more.square().sum()
+    return float((arrived - factor * more).norm() / arrived.norm()) if arrived.any() else 1.0
 
 
 def _called(model: Any) -> list[nn.Module]:
@@ -77,16 +103,21 @@ def _called(model: Any) -> list[nn.Module]:
     called: list[nn.Module] = []
     leaves = [m for m in model.modules() if not any(True for _ in m.children())]
     hooks = [m.register_forward_pre_hook(lambda module, _: called.append(module)) for m in leaves]
-    training = model.training
-    model.eval()
     try:
-        ids = torch.tensor([[1, 2]], device=next(model.parameters()).device)
-        model(input_ids=ids, use_cache=False)
+        _pass(model)
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     return called
+
+
+def _pass(model: Any) -> None:
+    training = model.training
+    model.eval()
+    try:
+        model(input_ids=torch.tensor([[1, 2]], device=next(model.parameters()).device), use_cache=False)
+    finally:
+        model.train(training)
 
 
 def _width(module: nn.Module) -> int | None:

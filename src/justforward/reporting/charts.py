@@ -104,6 +104,25 @@ def comparisons(groups: Sequence[Group]) -> list[Comparison]:
     return made
 
 
+def race_charts(curves: Mapping[str, Sequence[tuple[float, float, float]]], levels: Mapping[str, float]) -> list[Chart]:
+    """Accuracies (0 to 1) of several trainings, over forward passes and over seconds.
+
+    Args:
+        curves: by label, points of (forward passes, seconds, accuracy).
+        levels: accuracies to compare with, by label.
+    """
+    lines = tuple((label, 100 * y) for label, y in levels.items())
+
+    def chart(title: str, x: str, place: int) -> Chart:
+        drawn = [
+            Line(label, i, [(point[place], 100 * point[2]) for point in points])
+            for i, (label, points) in enumerate(curves.items())
+        ]
+        return Chart(title, x, "accuracy, %", drawn, levels=lines)
+
+    return [chart("By work", AXES["forwards"], 0), chart("By time", AXES["seconds"], 1)]
+
+
 def trainings(groups: Sequence[Group], names: Sequence[str], axis: str = "steps") -> list[Training]:
     """One per task that has training logs; names are the groups' labels, axis one of AXES."""
     logged = [(g, name) for g, name in zip(groups, names, strict=True) if _logged(g)]

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from justforward.reporting.charts import Chart, Comparison, Mark, Training, history_charts
+from justforward.reporting.charts import Chart, Comparison, Mark, Training, history_charts, race_charts
 from justforward.reporting.colours import LIGHT, series_style
 from justforward.reporting.svg import inline, save, shown, standalone, tell
 from justforward.reporting.tables import task_title
@@ -111,6 +111,18 @@ def write_learning_curves(history: Sequence[Mapping[str, float]], held_out: Mapp
     told = [line for line in lines if line.get_label() != "training"]  # which has a panel to itself
     figure.legend(handles=told, loc="outside lower right", ncols=max(len(told), 1))
     write_text(path, standalone(figure, "Loss and accuracy of a training, by step"))
+    save(figure, path.with_suffix(".png"), dpi=PNG_DPI)
+
+
+@_LOOK
+def write_race(
+    curves: Mapping[str, Sequence[tuple[float, float, float]]], levels: Mapping[str, float], path: Path
+) -> None:
+    """Accuracy of several trainings over forward passes and over seconds: SVG, and PNG beside it; see `race_charts`."""
+    figure, lines = _panels(race_charts(curves, levels), 70)
+    told = {str(line.get_label()): line for line in lines}
+    figure.legend(handles=list(told.values()), loc="outside lower right", ncols=len(told))
+    write_text(path, standalone(figure, "Accuracy of trainings, by forward passes and by seconds"))
     save(figure, path.with_suffix(".png"), dpi=PNG_DPI)
 
 

@@ -78,7 +78,8 @@ class GuidedTrainer(ObjectiveMixin, CheckpointMixin, Trainer):
                 last = self.guide.projections[-1].name
                 deepest = self.guide.projections[-1].block == len(self.guide.stream.blocks) - 1
                 if deepest:
-                    check(self.guide, loss, {last: factors[last]}, functools.partial(self._at, batch))
+                    own = {last: factors[last]}
+                    check(self.guide, loss, own, functools.partial(self._at, batch, own))
                 self.checked = True
             self.guided.estimate(loss, factors, functools.partial(self._at, batch, factors), float(batch.weight))
         return torch.tensor(loss, device=self.args.device) / self.current_gradient_accumulation_steps
@@ -90,7 +91,7 @@ class GuidedTrainer(ObjectiveMixin, CheckpointMixin, Trainer):
             values = scores.token_logprobs.detach().requires_grad_()
             loss = objective.evaluate(Scores(values, scores.lengths), batch).loss
             (slopes,) = torch.autograd.grad(loss, values)
-        return float(loss), slopes
+        return float(loss.detach()), slopes
 
     def _at(self, batch: Batch, factors: Mapping[str, Factors], by: float) -> float:
         with self.guide.shifted(factors, by):
@@ -103,6 +104,10 @@ class GuidedTrainer(ObjectiveMixin, CheckpointMixin, Trainer):
             return per_step
         passes = self.guided.progress["forwards"]
         return {"forwards": passes, "examples": round(per_step["examples"] * passes / per_step["forwards"])}
+
+    def skipped_facts(self) -> dict[str, int]:
+        """For a result: steps that moved nothing."""
+        return {} if self.guided is None else {"skipped_steps": self.guided.progress["skipped"]}
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add what was measured to the training logs."""

@@ -180,6 +180,10 @@ class ObjectiveTrainer(ObjectiveMixin, CheckpointMixin, Trainer):
         """Forward passes and examples so far; each pass went back as well."""
         return count(self, 1)
 
+    def skipped_facts(self) -> dict[str, int]:
+        """For a result: no step of a training by gradients is skipped."""
+        return {}
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add what was counted to the training logs."""
         super().log(logs | self.counted() if "loss" in logs else logs, *args, **kwargs)

@@ -218,6 +218,10 @@ class MeZOMixin(TrajectoryMixin):
         groups = self.mezo.direction_groups
         return count(cast(Trainer, self), self.mezo.forwards_per_step, groups=groups)
 
+    def skipped_facts(self) -> dict[str, int]:
+        """For a result: steps that moved nothing."""
+        return {} if self.mezo is None else {"skipped_steps": self.mezo.skipped, "zero_steps": self.mezo.zero_steps}
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add what MeZO knows to the Trainer's training logs."""
         if "loss" in logs and self.mezo is not None and self.mezo.last is not None:

@@ -1,0 +1,329 @@
+"""The guide of every family that has one: the last block's is the gradient, the step goes as far as is measured."""
+
+import copy
+import functools
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+from safetensors.torch import load_file
+from support.families import CONFIGS, HARD_CONFIGS, VOCABULARY
+from support.golden import DATA, MODEL
+from transformers import TrainerCallback
+
+from justforward import experiment
+from justforward.command_line.arguments import parse
+from justforward.commands.cli import main
+from justforward.models.blocks import find_blocks
+from justforward.models.residual import find_stream
+from justforward.optim import DivergenceError
+from justforward.optim.guided import Factors, Guided
+from justforward.scoring import Scores, ScoringEngine
+from justforward.scoring.guide import Guide, check
+from justforward.scoring.prompts import Row
+from justforward.training.objectives import Classification, Example, TeacherForcing
+
+_llama = CONFIGS["llama"]().to_dict()
+_small = {
+    name: _llama[name]
+    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+}
+FAMILIES = {
+    **{name: CONFIGS[name] for name in ("opt", "llama", "gpt2", "gpt_neox", "qwen2", "gemma", "mistral", "phi")},
+    "gpt_neo": HARD_CONFIGS["gpt_neo"],
+    "falcon_alibi": HARD_CONFIGS["falcon_alibi"],
+    "qwen3": lambda: hf.Qwen3Config(**_small, num_key_value_heads=2, head_dim=8),
+    "starcoder2": lambda: hf.Starcoder2Config(**_small, num_key_value_heads=2),
+    "stablelm": lambda: hf.StableLmConfig(**_small, num_key_value_heads=2),
+    "granite": lambda: hf.GraniteConfig(
+        **_small, num_key_value_heads=2, residual_multiplier=0.3, logits_scaling=2.0, embedding_multiplier=3.0
+    ),
+    "cohere": lambda: hf.CohereConfig(**_small, num_key_value_heads=2, logit_scale=0.5),
+}
+"""Each by its own scale: Granite multiplies what a block adds, and Cohere its logits."""
+
+REFUSED = {
+    "gemma2": HARD_CONFIGS["gemma2"],
+    "mixtral": CONFIGS["mixtral"],
+    "olmo2": lambda: hf.Olmo2Config(**_small, num_key_value_heads=2),
+    "opt-post-norm": lambda: hf.OPTConfig(
+        **{**CONFIGS["opt"]().to_dict(), "do_layer_norm_before": False, "_remove_final_layer_norm": True}
+    ),
+}
+SCALES = {"granite": 0.3 / 2.0, "cohere": 0.5}
+
+
+def test_a_loss_that_does_not_follow_is_refused():
+    watched = Watched(made(FAMILIES["llama"]), Classification())
+    name, factors = watched.last
+    with pytest.raises(ValueError, match="the loss does not follow what "):
+        check(watched.guide, watched.loss, {name: factors}, lambda by: -by)
+
+
+def made(make, dtype=torch.float32):
+    torch.manual_seed(0)
+    model = hf.AutoModelForCausalLM.from_config(make()).eval()
+    with torch.no_grad():
+        for p in model.parameters():  # far enough from where all is symmetric, norms included
+            p.add_(0.2 * torch.randn(p.shape))
+    return model.to(dtype)
+
+
+def examples(count=5):
+    """Two options each, of one token and of several."""
+    chance = random.Random(0)
+
+    def some(least, most):
+        return tuple(chance.randrange(3, VOCABULARY) for _ in range(chance.randrange(least, most)))
+
+    found = []
+    for i in range(count):
+        prompt = (1, *some(3, 12))
+        options = [some(1, 2) if i % 2 else some(2, 4) for _ in range(2)]
+        found.append(Example(tuple(Row((*prompt, *option), len(prompt)) for option in options), i % 2))
+    return found
+
+
+class Watched:
+    """A model, a batch, and what the guide makes of it."""
+
+    def __init__(self, model, objective, dtype=torch.float32):
+        self.engine, self.objective = ScoringEngine(model), objective
+        stream = find_stream(model)
+        self.guide = Guide(stream, stream.projections)
+        with torch.no_grad():
+            self.batch = objective.batch(self.engine, examples())
+            self.engine.guide = self.guide
+            scores = self.engine.run(self.batch.plan, normalise=self.batch.normalise)
+            self.engine.guide = None
+        values = scores.token_logprobs.detach().requires_grad_()
+        loss = objective.evaluate(Scores(values, scores.lengths), self.batch).loss
+        self.loss = float(loss.detach())
+        self.factors = self.guide.take(*torch.autograd.grad(loss, values))
+
+    @torch.no_grad()
+    def at(self, factors, by):
+        with self.guide.shifted(factors, by):
+            return float(self.objective.measure(self.engine, self.batch).loss)
+
+    @property
+    def last(self):
+        name = self.guide.projections[-1].name
+        return name, self.factors[name]
+
+
+OBJECTIVES = {
+    "classification": Classification(),
+    "answers": TeacherForcing(),
+    "texts": TeacherForcing(only_option=False),
+}
+every_objective = pytest.mark.parametrize("objective", OBJECTIVES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@every_objective
+def test_the_last_layers_guide_is_its_gradient_up_to_the_familys_scale(family, objective):
+    model = made(FAMILIES[family])
+    watched = Watched(model, OBJECTIVES[objective])
+    name, factors = watched.last
+    watched.objective.measure(watched.engine, watched.batch).loss.backward()
+    gradient = model.get_parameter(name).grad
+    torch.testing.assert_close(factors.rows(slice(None)) * SCALES.get(family, 1.0), gradient, rtol=2e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_check_finds_the_familys_scale(family):
+    watched = Watched(made(FAMILIES[family]), Classification())
+    name, factors = watched.last
+    own = {name: factors}
+    scale = check(watched.guide, watched.loss, own, functools.partial(watched.at, own))
+    assert scale == pytest.approx(SCALES.get(family, 1.0), rel=0.05)
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_a_stream_that_is_not_understood_is_refused_in_one_line(family):
+    with pytest.raises(ValueError, match="a guide needs") as refused:
+        find_stream(made(REFUSED[family]))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_shifted_model_is_the_one_whose_weights_were_moved(family):
+    model = made(FAMILIES[family])
+    watched = Watched(model, TeacherForcing())
+    shifted = watched.at(watched.factors, 0.01)
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, one in watched.factors.items():
+            moved.get_parameter(name).add_(one.rows(slice(None)), alpha=0.01)
+        engine = ScoringEngine(moved)
+        loss = watched.objective.measure(engine, watched.objective.batch(engine, examples())).loss
+    assert shifted == pytest.approx(float(loss), abs=1e-5)
+    assert watched.at(watched.factors, 0.0) == pytest.approx(watched.loss, abs=1e-6), "and is itself again"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_16_bits_the_guide_is_that_of_float32_but_for_rounding(dtype):
+    wide = made(FAMILIES["llama"])
+    narrow = copy.deepcopy(wide).to(dtype)
+    _, factors = Watched(narrow, Classification()).last
+    _, exact = Watched(narrow.float(), Classification()).last
+    one, other = factors.rows(slice(None)), exact.rows(slice(None))
+    assert one.dtype == torch.float32
+    assert float((one * other).sum() / (one.norm() * other.norm())) > 0.99
+
+
+def quadratic(p, curvature):
+    """Loss, direction and probe of curvature |p|^2 / 2, whose gradient is the guide."""
+    factors = {"p": Factors((curvature * p.detach()).T.contiguous(), torch.eye(p.shape[1]))}
+
+    def shifted(by):
+        return float(curvature * (p.detach() + by * factors["p"].rows(slice(None))).square().sum() / 2)
+
+    return float(curvature * p.detach().square().sum() / 2), factors, shifted
+
+
+@pytest.mark.parametrize("curvature", [1e-3, 1.0, 1e3])
+def test_the_length_of_a_step_is_slope_over_curvature_whatever_the_scale(curvature):
+    p = torch.nn.Parameter(torch.randn(4, 6, generator=torch.Generator().manual_seed(0)))
+    guided = Guided([("p", p)], lr=1e-9)
+    for _ in range(4):
+        guided.estimate(*quadratic(p, curvature))
+        guided.step()
+    assert guided.slope_share == pytest.approx(1.0, rel=1e-3)
+    assert guided.progress["length"] == pytest.approx(2 / curvature, rel=1e-3)
+    guided.param_groups[0]["lr"] = 0.5  # which undoes the boldness: one step reaches the minimum
+    guided.estimate(*quadratic(p, curvature))
+    guided.step()
+    assert p.abs().max() < 1e-3
+
+
+def test_where_the_loss_rises_along_the_guide_no_step_is_made(caplog):
+    p = torch.nn.Parameter(torch.ones(2, 2))
+    guided = Guided([("p", p)])
+    loss, factors, shifted = quadratic(p, 1.0)
+    with caplog.at_level("WARNING"):
+        guided.estimate(loss, {"p": factors["p"].times(-1.0)}, lambda by: shifted(-by))
+    guided.step()
+    assert torch.equal(p, torch.ones(2, 2))
+    assert "does not fall along the guide" in caplog.text
+
+
+def test_losses_that_are_not_finite_skip_the_step_and_end_the_training():
+    p = torch.nn.Parameter(torch.ones(2, 2))
+    guided = Guided([("p", p)], max_skipped=2)
+    factors = {"p": Factors(torch.full((1, 2), math.nan), torch.ones(1, 2))}
+    guided.estimate(math.nan, factors, lambda by: math.nan)
+    guided.step()
+    assert torch.equal(p, torch.ones(2, 2))
+    guided.estimate(math.nan, factors, lambda by: math.nan)
+    with pytest.raises(DivergenceError, match="2 steps in a row"):
+        guided.step()
+
+
+def test_micro_batches_add_up_by_their_weights():
+    torch.manual_seed(0)
+    one, two = (Factors(torch.randn(3, 4), torch.randn(3, 5)) for _ in range(2))
+    moved = []
+    for parts in ([(one, 3.0), (two, 1.0)], [(one.times(0.75).joined(two.times(0.25)), 4.0)]):
+        p = torch.nn.Parameter(torch.zeros(4, 5))
+        guided = Guided([("p", p)])
+        guided.progress.update(step=7, length=0.1)  # a step without probes
+        for factors, weight in parts:
+            guided.estimate(1.0, {"p": factors}, lambda by: math.nan, weight)
+        guided.step()
+        moved.append(p.detach())
+    torch.testing.assert_close(*moved)
+
+
+# fmt: off
+JOB = ["--task_name", "SST2", "--data_dir", DATA, "--model_name", MODEL, "--use_cpu", "--disable_tqdm", "--num_train",
+       "16", "--train_set_seed", "0", "--report_to", "none", "--per_device_train_batch_size", "4", "--max_steps", "6",
+       "--save_model", "--save_strategy", "steps", "--save_steps", "2", "--logging_steps", "1", "--num_eval", "8",
+       "--trainer", "guided", "--train_blocks", "1:"]
+# fmt: on
+
+
+def job(tmp_path, name, *more):
+    return [*JOB, *more, "--output_dir", str(tmp_path / name), "--result_file", str(tmp_path / f"{name}.json")]
+
+
+def weights(folder):
+    return load_file(next(Path(folder).glob("*model.safetensors")))
+
+
+def same(one, other):
+    a, b = weights(one), weights(other)
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAfter(TrainerCallback):
+    """Ends the process's work as a signal would, within the sixth step."""
+
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == 5:
+            raise Killed
+
+
+@pytest.mark.parametrize(
+    "words", [["--train_as_classification"], ["--load_bfloat16"], ["--only_train_option", "False"]]
+)
+def test_a_killed_job_goes_on_to_the_same_bits_and_moves_what_adds_to_the_stream_alone(words, tmp_path):
+    assert main(job(tmp_path, "whole", *words)) == 0
+    with pytest.raises(Killed):
+        experiment.run(parse(job(tmp_path, "cut", *words)), callbacks=[KillAfter()])
+    assert main(job(tmp_path, "cut", *words)) == 0
+    assert same(tmp_path / "whole", tmp_path / "cut")
+    before, after = load_file(Path(MODEL) / "model.safetensors"), weights(tmp_path / "whole")
+    moved = {name for name in after if not torch.equal(after[name], before[name].to(after[name]))}
+    assert moved == {f"model.decoder.layers.1.{part}.weight" for part in ("self_attn.out_proj", "fc2")}
+    found = json.loads((tmp_path / "whole.json").read_text())
+    assert found["forwards"] == 6 + 2 * 5
+    assert found["run"]["method"] == "guided"
+    history = json.loads((tmp_path / "whole" / "trainer_state.json").read_text())["log_history"]
+    assert all(0 < entry["slope_share"] < 2 for entry in history if "slope_share" in entry)
+
+
+def test_passes_are_as_many_as_are_counted(tmp_path, monkeypatch):
+    made_passes, proofs = [], []
+    run, prove = ScoringEngine.run, ScoringEngine._measure
+    monkeypatch.setattr(ScoringEngine, "run", lambda self, *a, **k: made_passes.append(1) or run(self, *a, **k))
+    monkeypatch.setattr(ScoringEngine, "_measure", lambda self, plan: proofs.append(1) or prove(self, plan))
+    assert main(job(tmp_path, "x", "--no_eval", "--train_blocks", "0:1", "--train_as_classification")) == 0
+    told = json.loads((tmp_path / "x" / "trainer_state.json").read_text())["log_history"][-2]["forwards"]
+    assert told == 6 + 2 * 5
+    assert len(made_passes) - len(proofs) == told
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--lora"], "--trainer guided moves layers themselves: leave --lora out"),
+        (["--non_diff"], "--non_diff optimises a metric that has no gradient: use it with --trainer zo"),
+        (["--bf16"], "mixed precision for gradients, and --trainer guided has none"),
+        (["--learning_rate", "0"], "is a factor of the step that --trainer guided measures"),
+        (["--save_trajectory"], "use it with --trainer zo"),
+        (["--zo_offload", "cpu"], "use it with --trainer zo"),
+        (["--prefix_tuning"], "not for --prefix_tuning"),
+    ],
+)
+def test_what_cannot_be_is_one_line(words, told, tmp_path, capsys):
+    assert main(job(tmp_path, "x", *words)) == 2
+    error = capsys.readouterr().err.strip()
+    assert told in error
+    assert len(error.splitlines()) == 1
+
+
+def test_blocks_and_learning_rate_have_defaults_of_their_own():
+    parsed = parse([*JOB[: JOB.index("--train_blocks")]])
+    assert parsed.job.train_blocks == "-3:"
+    assert parsed.training_kwargs["learning_rate"] == 1.0
+    assert find_blocks(made(FAMILIES["llama"])).modules is not None
