@@ -111,12 +111,11 @@ class Guide:
         self.passes = []
         error = torch.cat(errors)
         moves = error.abs().sum(-1) > 0
-        return {
-            one.name: Factors(
-                error[moves], torch.cat([p.inputs[one.module] for p in passes])[moves].float(), turned=one.turned
-            )
-            for one in self.projections
-        }
+        found = {}
+        for one in self.projections:
+            x = torch.cat([p.inputs[one.module] for p in passes])  # on the device of its layer
+            found[one.name] = Factors(error[moves].to(x.device), x[moves.to(x.device)].float(), turned=one.turned)
+        return found
 
     def _errors(self, one: _Pass, slopes: Tensor) -> Tensor:
         """[K, width] float32: the derivative of the loss by the stream's end."""
