@@ -29,6 +29,10 @@ def some_rows(count=6):
     return [Row((*prompt, *option), len(prompt)) for prompt in prompts for option in options]
 
 
+def up_projection(model, block):
+    return model.get_parameter(f"model.layers.{block}.mlp.up_proj.weight")
+
+
 @torch.no_grad()
 def score(model, rows, kept=None):
     engine = ScoringEngine(model)
@@ -83,6 +87,7 @@ def test_one_row_gives_the_same_bits_as_a_whole_pass(tmp_path):
 def test_rows_that_are_not_known_are_computed_whole(tmp_path):
     model, rows = made("llama"), some_rows()
     kept = keep(UpperBlocks(model, 1), rows[:6], tmp_path)
+    assert kept is not None
     assert not kept.hold(rows)
     assert torch.equal(score(model, rows, kept), score(model, rows))
 
@@ -92,7 +97,7 @@ def test_other_weights_rows_blocks_or_dtypes_have_a_file_of_their_own(change, tm
     model, rows = made("llama"), some_rows()
     keep(UpperBlocks(model, 1), rows, tmp_path)
     if change == "weights":
-        find_blocks(model).modules[0].mlp.up_proj.weight.data[0, 0] += 1
+        up_projection(model, 0).data[0, 0] += 1
     elif change == "dtype":
         model = model.bfloat16()
     keep(UpperBlocks(model, 2 if change == "block" else 1), rows[1:] if change == "rows" else rows, tmp_path)
@@ -102,7 +107,7 @@ def test_other_weights_rows_blocks_or_dtypes_have_a_file_of_their_own(change, tm
 def test_weights_above_do_not_matter_to_the_file(tmp_path):
     model, rows = made("llama"), some_rows()
     keep(UpperBlocks(model, 1), rows, tmp_path)
-    find_blocks(model).modules[1].mlp.up_proj.weight.data += 1
+    up_projection(model, 1).data += 1
     keep(UpperBlocks(model, 1), rows, tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -113,8 +118,8 @@ def test_a_model_that_cannot_start_there_is_run_whole(tmp_path, caplog):
     last = find_blocks(model).modules[1]
     seen = []
     embedding.register_forward_hook(lambda module, given, output: seen.append(output))
-    find_blocks(model).modules[0].mlp.register_forward_hook(lambda *_: seen.append(torch.ones(1)))
-    last.register_forward_hook(lambda module, given, output: output + len(seen))
+    model.get_submodule("model.layers.0.mlp").register_forward_hook(lambda *_: seen.append(torch.ones(1)))
+    last.register_forward_hook(lambda *called: called[-1] + len(seen))
     with caplog.at_level("WARNING"):
         assert keep(UpperBlocks(model, 1), rows, tmp_path) is None
     assert "passes cannot start at block 1, and are made whole: logits differ by" in caplog.text
@@ -158,6 +163,7 @@ def losses_of_steps(folder):
             paired=lambda: torch.stack([-s.token_logprobs.mean() for s in engine.run_copies(plan, 2)]),
         )
         mezo.step()
+        assert mezo.last is not None
         found += mezo.last.losses
     return torch.tensor(found)
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 RUN = str(Path(__file__).parents[2] / "run.py")
 TORCHRUN = ["-m", "torch.distributed.run"]
@@ -76,15 +77,14 @@ def _begin(words: list[str], folder: Path, environment: dict[str, str], out: Pat
     if words[:2] != TORCHRUN:
         _run(*words)
         return
-    from torch.distributed import run
-
+    run: Any = importlib.import_module("torch.distributed.run")
     start = run.elastic_launch
 
     def forking(config, entrypoint):
         config.start_method = "fork"
         return start(config, _rank)
 
-    run.elastic_launch = forking  # type: ignore[assignment] # torchrun forks functions, but its command line takes none
+    run.elastic_launch = forking  # torchrun forks functions, but its command line takes none
     run.main(words[2:])
 
 
