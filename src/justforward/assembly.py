@@ -22,6 +22,7 @@ from justforward.command_line.job import JobArguments
 from justforward.models.blocks import chosen, find_blocks
 from justforward.models.loading import LoadedModel
 from justforward.models.recipe import ModelRecipe
+from justforward.models.residual import find_stream
 from justforward.models.tuning import TuningSettings, choose
 from justforward.optim.build import build
 from justforward.optim.directions.base import Directions
@@ -77,7 +78,7 @@ class Assembly:
 
     def _load(self, device: torch.device | str) -> LoadedModel:
         job = self.job
-        spread = self.arguments.world_size == 1 and job.zo_offload == "none"
+        spread = self.arguments.world_size == 1 and job.zo_offload == "none" and job.trainer != "guided"
         return self.recipe().build(
             device=device,
             auto_device=spread and not job.no_auto_device,
@@ -140,9 +141,18 @@ class Assembly:
             return OBJECTIVES.get("classification")()
         return OBJECTIVES.get("teacher_forcing")(only_option=self.job.only_train_option)
 
-    def keep_states(self, loaded: LoadedModel, engine: ScoringEngine, rows: Sequence[Row]) -> dict[str, Any]:
-        """Have passes over these rows start behind the frozen blocks; facts of what that cost, for the result."""
+    def keep_states(
+        self, loaded: LoadedModel, engine: ScoringEngine, rows: Sequence[Row], more: Sequence[Row]
+    ) -> dict[str, Any]:
+        """Have passes over these rows start behind the frozen blocks; facts of what that cost, for the result.
+
+        more: rows of the evaluation alone, which must not change a bit of the training's.
+        """
         job, arguments = self.job, self.arguments
+        if job.trainer == "guided":  # what has no guide is refused before anything is computed
+            if arguments.world_size > 1:
+                raise ValueError("--trainer guided trains in one process: start one, or use --trainer zo")
+            find_stream(loaded.model)
         if job.train_blocks is None or not rows:
             return {}
         first = chosen(job.train_blocks, len(find_blocks(loaded.model)))[0]
@@ -156,7 +166,7 @@ class Assembly:
             arguments.main_process_first(local=arguments.save_on_each_node),
             tqdm(desc="frozen blocks", unit=" rows", disable=quiet) as bar,
         ):
-            engine.kept = keep(UpperBlocks(loaded.model, first, engine.device), rows, folder, bar.update)
+            engine.kept = keep(UpperBlocks(loaded.model, first, engine.device), rows, folder, bar.update, more=more)
         return {} if engine.kept is None else {"kept_states_seconds": round(time.perf_counter() - started, 2)}
 
     def propose(

@@ -201,10 +201,11 @@ class Experiment:
         held_out = "development" if self.job.num_dev else "evaluation"
         with evaluator.encoder.noting(f"training and {held_out} rows") as remarks:
             datasets = [[objective.encode(evaluator.encoder, s) for s in samples] for samples in (train, dev)]
-        rows = [row for examples in datasets for example in examples for row in example.rows]
-        if not (self.job.train_blocks is None or self.job.no_eval or self.task.generation):
-            rows += [row for sample in evaluated for row in evaluator.encoder.candidates(sample)]
-        kept = self.parts.keep_states(loaded, evaluator.engine, rows)
+        watched = datasets if self.job.num_dev else datasets[:1]  # what is looked at while training
+        rows = [row for examples in watched for example in examples for row in example.rows]
+        scored = self.job.train_blocks is not None and not (self.job.no_eval or self.task.generation)
+        more = [row for sample in evaluated * scored for row in evaluator.encoder.candidates(sample)]
+        kept = self.parts.keep_states(loaded, evaluator.engine, rows, more)
         settled = self
         if self.parsed.auto:
             settled = self._settled(loaded, objective, evaluator.engine, datasets[0], train_set, folder)

@@ -213,6 +213,28 @@ def test_where_the_loss_rises_along_the_guide_no_step_is_made(caplog):
     assert "does not fall along the guide" in caplog.text
 
 
+def test_a_step_uphill_is_not_made_where_the_loss_bends_down_and_a_later_probe_mends_it():
+    p = torch.nn.Parameter(torch.ones(2, 2))
+    guided = Guided([("p", p)], lr=1e-6)
+    loss, factors, shifted = quadratic(p, 1.0)
+    guided.estimate(loss, factors, lambda by: loss - by - by * by)
+    guided.step()
+    assert guided.progress["length"] == 0
+    assert torch.equal(p, torch.ones(2, 2))
+    for _ in range(4):
+        guided.estimate(loss, factors, shifted)
+        guided.step()
+    assert guided.progress["length"] > 0
+
+
+def test_long_texts_have_the_norm_of_short_ones(monkeypatch):
+    torch.manual_seed(0)
+    factors = Factors(torch.randn(50, 4), torch.randn(50, 5))
+    exact = float(factors.rows(slice(None)).square().sum())
+    monkeypatch.setattr("justforward.optim.guided.GRAM", 130)  # two rows at a time
+    assert factors.squared() == pytest.approx(exact, rel=1e-5)
+
+
 def test_losses_that_are_not_finite_skip_the_step_and_end_the_training():
     p = torch.nn.Parameter(torch.ones(2, 2))
     guided = Guided([("p", p)], max_skipped=2)
@@ -308,6 +330,7 @@ def test_passes_are_as_many_as_are_counted(tmp_path, monkeypatch):
     [
         (["--lora"], "--trainer guided moves layers themselves: leave --lora out"),
         (["--non_diff"], "--non_diff optimises a metric that has no gradient: use it with --trainer zo"),
+        (["--zo_rounding", "compensated"], "keeps nothing beside the weights: leave --zo_rounding compensated out"),
         (["--bf16"], "mixed precision for gradients, and --trainer guided has none"),
         (["--learning_rate", "0"], "is a factor of the step that --trainer guided measures"),
         (["--save_trajectory"], "use it with --trainer zo"),

@@ -79,6 +79,28 @@ def test_computed_anew_the_states_are_the_same_to_the_bit(dtype, tmp_path):
     assert torch.equal(first, anew)
 
 
+@pytest.mark.parametrize("damage", ["cut", "flipped", "emptied"])
+def test_a_file_that_is_not_what_was_written_is_made_anew(damage, tmp_path, caplog):
+    model, rows = made("llama"), some_rows()
+    first = score(model, rows, keep(UpperBlocks(model, 1), rows, tmp_path))
+    (file,) = tmp_path.iterdir()
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    file.write_bytes({"cut": data[:-40], "flipped": data, "emptied": b""}[damage])
+    again = score(model, rows, keep(UpperBlocks(model, 1), rows, tmp_path))
+    assert torch.equal(first, again)
+    assert "is not what was written" in caplog.text
+
+
+def test_rows_of_an_evaluation_change_no_bit_of_the_trainings(tmp_path):
+    model, rows = made("llama"), some_rows()
+    alone = score(model, rows[:4], keep(UpperBlocks(model, 1), rows[:4], tmp_path))
+    beside = keep(UpperBlocks(model, 1), rows[:4], tmp_path, more=rows)
+    assert beside is not None
+    assert beside.hold(rows)
+    assert torch.equal(score(model, rows[:4], beside), alone)
+
+
 def test_one_row_gives_the_same_bits_as_a_whole_pass(tmp_path):
     model, rows = made("qwen2"), some_rows(1)[:1]
     assert torch.equal(score(model, rows), score(model, rows, keep(UpperBlocks(model, 1), rows, tmp_path)))

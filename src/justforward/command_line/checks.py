@@ -306,6 +306,10 @@ def _blocks(job: JobArguments, given: Mapping[str, Any]) -> list[Rule]:
             "--trainer guided moves layers themselves: leave --lora out, or use --trainer zo",
         ),
         (
+            job.trainer == "guided" and job.zo_rounding == "compensated",
+            "--trainer guided keeps nothing beside the weights: leave --zo_rounding compensated out",
+        ),
+        (
             job.trainer == "guided" and given.get("learning_rate") == 0,
             "--learning_rate is a factor of the step that --trainer guided measures: leave it out, or give 1",
         ),

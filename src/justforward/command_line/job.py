@@ -309,7 +309,7 @@ class JobArguments:
         TUNING,
         None,
         "Train these blocks of the model alone, or put LoRA on them: A:B counts from 0 and leaves B out, -3: is the "
-        "last three. What the blocks below give is computed once for every row. none: all of the model.",
+        "last three. What the blocks below give is computed once for every row. none: all of the model; guided, -3:.",
     )
     kept_states: str | None = _arg(
         TUNING,

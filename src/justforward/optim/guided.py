@@ -38,6 +38,9 @@ BOLDNESS = 2.0
 FIRST_SHIFT = 0.5
 """The first probe goes as far as would halve the loss if it fell as steeply all the way."""
 
+GRAM = 1 << 22
+"""Products of positions that are made at a time."""
+
 REMEMBERED = 51
 """Norms of so many steps tell which step's direction is too large."""
 
@@ -46,7 +49,7 @@ REMEMBERED = 51
 class Factors:
     """A direction D = error^T inputs of a weight, [outputs, inputs]; or D^T where the weight is kept the other way.
 
-    error: [P, outputs]; inputs: [P, inputs]; both float32. weight: the share of D in a mean.
+    error: [P, outputs]; inputs: [P, inputs]; both float32. P is the number of scored positions.
     """
 
     error: Tensor
@@ -55,7 +58,10 @@ class Factors:
 
     def squared(self) -> float:
         """The squared norm of D, without making it."""
-        return float(((self.error @ self.error.T).double() * (self.inputs @ self.inputs.T).double()).sum())
+        total, step = 0.0, max(1, GRAM // max(1, len(self.error)))
+        for error, inputs in zip(self.error.split(step), self.inputs.split(step), strict=True):
+            total += float(((error @ self.error.T).double() * (inputs @ self.inputs.T).double()).sum())
+        return total
 
     def added(self, x: Tensor) -> Tensor:
         """What D adds to a layer's output for inputs x, [..., inputs] -> [..., outputs], float32."""
@@ -157,12 +163,12 @@ class Guided(torch.optim.Optimizer):
         found["curvature"] += (plus - 2 * loss + minus) / shift**2 / squared
         newton = BOLDNESS * found["slope"] / found["curvature"] if found["curvature"] > 0 else math.inf
         # Where the loss bends down, or hardly bends, the length may double, and a new probe goes so far.
-        most = 2 * found["length"] if found["probes"] > 1 else BOLDNESS * shift
+        found["length"] = min(newton, 2 * shift)
         if found["slope"] <= 0:
+            found["length"] = 0.0
             logger.warning(
                 "the loss does not fall along the guide (%.3g of its slope): no step is made", self.slope_share
             )
-        found["length"] = max(0.0, min(newton, most))
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> float:  # type: ignore[override]

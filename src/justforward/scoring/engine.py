@@ -273,10 +273,12 @@ class ScoringEngine:
             logits = logits[keep]
         logits = logits.float().view(copies, -1, logits.shape[-1])  # [copies, K, V]
         source = torch.from_numpy(forward.source).to(self.device)
-        if guide is not None:
-            guide.end(logits[0], source, target, torch.from_numpy(forward.output), normalise=normalise)
         picked = logits[:, source, index]
-        return picked - torch.logsumexp(logits, dim=-1)[:, source] if normalise else picked
+        if normalise:
+            picked = picked - torch.logsumexp(logits, dim=-1)[:, source]
+        if guide is not None:  # at last: a pass that runs out of memory is made again
+            guide.end(logits[0], source, target, torch.from_numpy(forward.output), normalise=normalise)
+        return picked
 
     def _call(self, **arguments: Any) -> Any:
         # PEFT's own forward of a prefix-tuned model would put its prefix in again.

@@ -9,12 +9,16 @@ by a digest of all that they are a function of; what of it is in memory is the s
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
 import logging
 import os
 import shutil
+import struct
+import uuid
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
 from justforward.models.blocks import find_blocks
@@ -37,6 +42,12 @@ BATCH_TOKENS = 2048
 
 _BITS = {2: np.int16, 4: np.int32}
 """What numpy, which has no bfloat16, takes for a dtype of so many bytes."""
+
+
+CHECKED_ROWS = 1 << 14
+"""Rows of a file that are read at a time to find its checksum."""
+
+_CHECKSUM = struct.Struct("<I")
 
 
 class _Reached(Exception):
@@ -115,6 +126,8 @@ class UpperBlocks:
                 with self.starting(self.hidden([fed])):
                     upper = self._base()(input_ids=ids, use_cache=False).logits
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
+            if should_reduce_batch_size(error):
+                raise
             return f"{type(error).__name__}: {error}".splitlines()[0]
         finally:
             self.model.train(training)
@@ -126,7 +139,9 @@ class UpperBlocks:
         told = {**text_config.to_dict(), "attention": getattr(text_config, "_attn_implementation", None)}
         for name in ("_name_or_path", "transformers_version", "architectures", "use_cache"):
             told.pop(name, None)
-        facts = json.dumps([told, self.first, torch.__version__, self.device.type], default=str, sort_keys=True)
+        facts = json.dumps(
+            [told, self.first, torch.__version__, self.device.type, BATCH_TOKENS], default=str, sort_keys=True
+        )
         weights = fingerprint_of(sorted(self._weights_below(), key=lambda pair: pair[0]))
         return hashlib.blake2b(f"{facts} {weights}".encode(), digest_size=16).hexdigest()
 
@@ -185,27 +200,58 @@ class KeptStates:
 
 
 def keep(
-    upper: UpperBlocks, rows: Iterable[Row], folder: Path, progress: Callable[[int], object] = lambda _: None
+    upper: UpperBlocks,
+    rows: Iterable[Row],
+    folder: Path,
+    progress: Callable[[int], object] = lambda _: None,
+    *,
+    more: Iterable[Row] = (),
 ) -> KeptStates | None:
     """Hidden states of rows, in a file of this folder, which may be there already; `progress` is told of rows computed.
+
+    more: rows that share no batch with the others, on whose bits they have no effect.
 
     Returns None, after a warning, for a model that cannot be started at that block. Raises ValueError, in one line,
     where the folder has no room.
     """
-    fed = sorted({row.tokens[:-1] for row in rows}, key=lambda tokens: (len(tokens), tokens))
-    if (fault := upper.fault(fed[-1])) is not None:
+    first = {row.tokens[:-1] for row in rows}
+    parts = [_ordered(part) for part in (first, {row.tokens[:-1] for row in more} - first)]
+    fed = [tokens for part in parts for tokens in part]
+    if (fault := upper.fault(max(fed, key=len))) is not None:
         logger.warning("passes cannot start at block %d, and are made whole: %s", upper.first, fault)
         return None
     sample = upper.hidden(fed[:1])
     shape, bits = (sum(map(len, fed)), sample.shape[-1]), _BITS[sample.element_size()]
-    path = folder / f"{_file_name(upper, fed)}.npy"
-    if path.exists():
+    path = folder / f"{_file_name(upper, parts)}.npy"
+    states = _read(path, shape, np.dtype(bits))
+    if states is not None:
         logger.info("what the blocks below %d give for %d rows is in %s", upper.first, len(fed), path)
     else:
         _check_room(upper, len(fed), shape[0] * shape[1] * sample.element_size(), folder)
         with writing(folder, lambda: "give --kept_states a folder with more room"):
-            _write(path, np.dtype(bits), shape, _computed(upper, fed, bits, progress))
-    return KeptStates(upper, fed, np.load(path, mmap_mode="r"), sample.dtype)
+            _write(path, np.dtype(bits), shape, (s for part in parts for s in _computed(upper, part, bits, progress)))
+        states = np.load(path, mmap_mode="r")
+    return KeptStates(upper, fed, states, sample.dtype)
+
+
+def _read(path: Path, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray | None:
+    """A file's array; None where there is none, or where it was cut or changed since it was written."""
+    if not path.exists():
+        return None
+    try:
+        states = np.load(path, mmap_mode="r")
+        if states.shape != shape or states.dtype != dtype:
+            raise ValueError(f"it holds {states.shape}, {states.dtype}")
+        with path.open("rb") as file:
+            file.seek(-_CHECKSUM.size, os.SEEK_END)
+            (written,) = _CHECKSUM.unpack(file.read())
+        pieces = (states[i : i + CHECKED_ROWS] for i in range(0, len(states), CHECKED_ROWS))
+        if functools.reduce(lambda crc, piece: zlib.crc32(piece.data, crc), pieces, 0) != written:
+            raise ValueError("its checksum differs")
+    except (ValueError, OSError, EOFError) as error:
+        logger.warning("%s is not what was written (%s): it is made anew", path, error)
+        return None
+    return states
 
 
 def _check_room(upper: UpperBlocks, rows: int, size: int, folder: Path) -> None:
@@ -235,13 +281,16 @@ def _computed(
 
 def _write(path: Path, dtype: np.dtype, shape: tuple[int, int], parts: Iterable[np.ndarray]) -> None:
     """A .npy file, one part after the other; whole, or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # runs in containers may have equal numbers
     try:
         with temporary.open("wb") as file:
             header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
+            checksum = 0
             for part in parts:
                 file.write(part.data)
+                checksum = zlib.crc32(part.data, checksum)
+            file.write(_CHECKSUM.pack(checksum))  # behind the array, where numpy does not look
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -249,9 +298,13 @@ def _write(path: Path, dtype: np.dtype, shape: tuple[int, int], parts: Iterable[
         temporary.unlink(missing_ok=True)
 
 
-def _file_name(upper: UpperBlocks, fed: Sequence[tuple[int, ...]]) -> str:
-    digest = hashlib.blake2b(upper.digest().encode(), digest_size=16)
-    for tokens in fed:
+def _ordered(fed: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    return sorted(fed, key=lambda tokens: (len(tokens), tokens))
+
+
+def _file_name(upper: UpperBlocks, parts: Sequence[Sequence[tuple[int, ...]]]) -> str:
+    digest = hashlib.blake2b(f"{upper.digest()} {[len(part) for part in parts]}".encode(), digest_size=16)
+    for tokens in itertools.chain(*parts):
         digest.update(_key(tokens))
     return digest.hexdigest()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -60,15 +61,12 @@ class GuidedTrainer(ObjectiveMixin, CheckpointMixin, Trainer):
     def __init__(self, *args: Any, rounding: str = "stochastic", max_skipped: int = 20, **kwargs: Any):
         self.settings: dict[str, Any] = {"rounding": rounding, "max_skipped": max_skipped}
         self.guided: Guided | None = None
-        self.checked = False
         arguments = kwargs.get("args") or (args[1] if len(args) > 1 else None)
         if arguments is not None:
             arguments._n_gpu = min(arguments.n_gpu, 1)  # more would be wrapped in DataParallel
         super().__init__(*args, **kwargs)
         if not isinstance(self.objective, ScoredObjective):
             raise ValueError("--trainer guided needs a loss that is a function of scores: use --trainer zo")
-        if self.args.world_size > 1:
-            raise ValueError("--trainer guided trains in one process: start it without torchrun, or use --trainer zo")
         stream = find_stream(self.model)
         moved = {name for name, p in self.engine.model.named_parameters() if p.requires_grad}
         self.guide = Guide(stream, [one for one in stream.projections if one.name in moved])
@@ -101,10 +99,10 @@ class GuidedTrainer(ObjectiveMixin, CheckpointMixin, Trainer):
             loss, factors = watched(objective, self.engine, self.guide, batch)
             at = functools.partial(loss_at, objective, self.engine, self.guide, batch)
             last = self.guide.projections[-1]
-            if not self.checked and last.block == len(self.guide.stream.blocks) - 1:
+            beginning = self.guided.progress["forwards"] == 0 and math.isfinite(loss)
+            if beginning and last.block == len(self.guide.stream.blocks) - 1:
                 own = {last.name: factors[last.name]}
                 check(self.guide, loss, own, functools.partial(at, own))
-            self.checked = True
             self.guided.estimate(loss, factors, functools.partial(at, factors), float(batch.weight))
         return torch.tensor(loss, device=self.args.device) / self.current_gradient_accumulation_steps
 
