@@ -13,7 +13,7 @@ import transformers as hf
 from safetensors.torch import load_file
 from support.families import CONFIGS, HARD_CONFIGS, VOCABULARY
 from support.golden import DATA, MODEL
-from transformers import TrainerCallback
+from support.killing import KillAfter, Killed, same, weights
 
 from justforward import experiment
 from justforward.command_line.arguments import parse
@@ -274,34 +274,13 @@ def job(tmp_path, name, *more):
     return [*JOB, *more, "--output_dir", str(tmp_path / name), "--result_file", str(tmp_path / f"{name}.json")]
 
 
-def weights(folder):
-    return load_file(next(Path(folder).glob("*model.safetensors")))
-
-
-def same(one, other):
-    a, b = weights(one), weights(other)
-    return all(torch.equal(a[name], b[name]) for name in a)
-
-
-class Killed(Exception):
-    pass
-
-
-class KillAfter(TrainerCallback):
-    """Ends the process's work as a signal would, within the sixth step."""
-
-    def on_step_begin(self, args, state, control, **_):
-        if state.global_step == 5:
-            raise Killed
-
-
 @pytest.mark.parametrize(
     "words", [["--train_as_classification"], ["--load_bfloat16"], ["--only_train_option", "False"]]
 )
 def test_a_killed_job_goes_on_to_the_same_bits_and_moves_what_adds_to_the_stream_alone(words, tmp_path):
     assert main(job(tmp_path, "whole", *words)) == 0
     with pytest.raises(Killed):
-        experiment.run(parse(job(tmp_path, "cut", *words)), callbacks=[KillAfter()])
+        experiment.run(parse(job(tmp_path, "cut", *words)), callbacks=[KillAfter(5)])
     assert main(job(tmp_path, "cut", *words)) == 0
     assert same(tmp_path / "whole", tmp_path / "cut")
     before, after = load_file(Path(MODEL) / "model.safetensors"), weights(tmp_path / "whole")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.golden import DATA, MODEL
-from transformers import TrainerCallback
+from support.killing import KillAfter, Killed, same, weights
 
 from justforward import experiment
 from justforward.command_line.arguments import parse
@@ -36,15 +36,6 @@ def job(tmp_path, name, *more):
     return [*JOB, *more, "--output_dir", str(folder), "--result_file", str(tmp_path / f"{name}.json")]
 
 
-def weights(folder):
-    return load_file(next(Path(folder).glob("*model.safetensors")))
-
-
-def same(one, other):
-    a, b = weights(one), weights(other)
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
 @pytest.mark.parametrize("how", HOW)
 def test_only_the_blocks_move_and_a_second_run_reads_what_the_first_kept(how, tmp_path):
     assert main(job(tmp_path, "one", *HOW[how])) == 0
@@ -69,23 +60,11 @@ def test_only_the_blocks_move_and_a_second_run_reads_what_the_first_kept(how, tm
     assert "kept_states_seconds" in found
 
 
-class Killed(Exception):
-    pass
-
-
-class KillAfter(TrainerCallback):
-    """Ends the process's work as a signal would, within the fourth step."""
-
-    def on_step_begin(self, args, state, control, **_):
-        if state.global_step == 3:
-            raise Killed
-
-
 def test_a_killed_run_goes_on_and_replays_to_the_bit(tmp_path):
     words = ["--trainer", "zo", "--load_bfloat16", "--save_trajectory"]
     assert main(job(tmp_path, "whole", *words)) == 0
     with pytest.raises(Killed):
-        experiment.run(parse(job(tmp_path, "cut", *words)), callbacks=[KillAfter()])
+        experiment.run(parse(job(tmp_path, "cut", *words)), callbacks=[KillAfter(3)])
     for kept in (tmp_path / "cut" / "kept_states").iterdir():
         kept.unlink()  # lost with the kill: computed anew
     assert main(job(tmp_path, "cut", *words)) == 0

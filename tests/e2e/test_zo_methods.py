@@ -4,10 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 from support.golden import DATA, MODEL
-from transformers import TrainerCallback
+from support.killing import KillAfter, Killed, same
 
 from justforward import experiment
 from justforward.command_line.arguments import parse
@@ -23,27 +21,6 @@ JOB = ["--task_name", "SST2", "--data_dir", DATA, "--model_name", MODEL, "--use_
 SMALLER = {"subzero+": ["--zo_samples", "3", "--zo_rank", "4", "--zo_refresh", "2"], "lozo-m": ["--zo_refresh", "2"]}
 TRIED = ["adamezo", "conmezo", "eggroll", "grzo", "lozo-m", "sparse-mezo", "subzero+"]
 """Of every direction and rule one."""
-
-
-class Killed(Exception):
-    pass
-
-
-class KillAfter(TrainerCallback):
-    """Ends the process's work as a signal would, within the fourth step."""
-
-    def on_step_begin(self, args, state, control, **_):
-        if state.global_step == 3:
-            raise Killed
-
-
-def weights(folder):
-    return load_file(f"{folder}/model.safetensors")
-
-
-def same(a, b):
-    one, other = weights(a), weights(b)
-    return all(torch.equal(one[name], other[name]) for name in one)
 
 
 def counts(folder):
@@ -68,7 +45,7 @@ def test_killed_continued_and_replayed_it_is_the_same_run(method, tmp_path, monk
     assert same("whole", "replayed")
     killed = [*job, "--output_dir", "killed"]
     with pytest.raises(Killed):
-        experiment.run(parse(killed), callbacks=[KillAfter()])
+        experiment.run(parse(killed), callbacks=[KillAfter(3)])
     assert main(killed) == 0
     assert same("whole", "killed")
     forwards = {"fzoo": 9, "subzero+": 4}.get(method, 2)

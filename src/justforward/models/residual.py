@@ -40,10 +40,6 @@ class ResidualStream:
     norm: nn.Module
     head: nn.Linear
 
-    def of(self, numbers: Sequence[int]) -> tuple[Projection, ...]:
-        """The projections of some blocks."""
-        return tuple(one for one in self.projections if one.block in numbers)
-
 
 @torch.no_grad()
 def find_stream(model: Any) -> ResidualStream:

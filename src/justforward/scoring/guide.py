@@ -7,7 +7,7 @@ of what later blocks make of a change,
     D = sum over p of e[p] x[p]^T
 
 is the gradient of the last block's layer, and less and less of it below. No pass goes back through the model, and D is
-never made: it is held as its two factors.
+never made: it is held as its two factors. The idea, what was measured of it and what is left: docs/guided.md.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ from torch import Tensor, nn
 
 from justforward.models.residual import Projection, ResidualStream
 from justforward.optim.guided import Factors, Shifted
-
-PIECE = 5 << 19
-"""Elements of a 16-bit head that are widened at a time."""
+from justforward.optim.scored_head import PIECE
 
 
 @dataclass
@@ -92,6 +90,7 @@ class Guide:
         self.passes.append(_Pass(stream.float(), self._seen, source, target, output, expected))
 
     def _expected(self, logits: Tensor) -> Tensor:
+        """[K, V] -> [K, width] float32: the head's rows weighted by the probabilities."""
         weight = self.stream.head.weight
         logs = logits - logits.logsumexp(-1, keepdim=True)
         if weight.dtype == torch.float32:

@@ -55,7 +55,7 @@ def loss_at(
 class GuidedTrainer(ObjectiveMixin, CheckpointMixin, Trainer):
     """Moves the layers that add to the residual stream, in the blocks that require gradients; all else is frozen.
 
-    Raises ValueError, in one line, for an objective, a model or a launch that has no guide.
+    Raises ValueError, in one line, for an objective or a model that has no guide.
     """
 
     def __init__(self, *args: Any, rounding: str = "stochastic", max_skipped: int = 20, **kwargs: Any):
