@@ -65,7 +65,7 @@ class Directions(ABC):
     name: ClassVar[str]
     version: str
     small_parts: ClassVar[bool] = False
-    """Whether `products` needs no z of a weight's size: then directions share passes."""
+    """Whether `add_products` needs no z of a weight's size: then directions share passes."""
 
     @abstractmethod
     def values(self, name: str, p: Tensor, place: Place, rows: slice | Tensor) -> Tensor:
@@ -75,19 +75,34 @@ class Directions(ABC):
         """A [rows, r] and B [width, r], float32, with z = A B^T; None where the rank is not low."""
         return None
 
-    def products(self, name: str, p: Tensor, places: Sequence[Place], owner: Tensor, x: Tensor) -> Tensor | None:
-        """What z adds to a product, where each entry of a batch has its own z: [N, ..., rows], float32.
-
-        owner: int64 [N], which of `places` each entry's direction is that of; x: [N, ..., width]. None where that
-        cannot be told without z itself.
-        """
+    def stacked(self, name: str, p: Tensor, places: Sequence[Place]) -> tuple[Tensor, Tensor] | None:
+        """The factors of several directions: A [M, rows, r] and B [M, width, r], float32."""
         found = [self.factors(name, p, place) for place in places]
         known = [pair for pair in found if pair is not None]
         if len(known) < len(found):
             return None
-        a, b = (torch.stack(parts)[owner] for parts in zip(*known, strict=True))
-        flat = x.reshape(len(x), -1, x.shape[-1]).float()
-        return ((flat @ b) @ a.mT).view(*x.shape[:-1], -1)
+        a, b = (torch.stack(parts) for parts in zip(*known, strict=True))
+        return a, b
+
+    def add_products(
+        self,
+        out: Tensor,
+        x: Tensor,
+        weight: tuple[str, Tensor],
+        places: Sequence[Place],
+        owner: Tensor,
+        scale: float,
+    ) -> bool:
+        """Out <- out + scale x z^T, where each sequence of a batch has its own z; False where that takes z itself.
+
+        out: [N, T, rows], x: [N, T, width]; owner: int64 [N], which of `places` each sequence's direction is that of.
+        """
+        found = self.stacked(*weight, places)
+        if found is None:
+            return False
+        a, b = (part[owner] for part in found)
+        add_low_rank(out, x, a, b, scale)
+        return True
 
     def combined(self, name: str, p: Tensor, place: Place, coefficients: Sequence[float], rows: slice) -> Tensor:
         """The sum over a step's directions of coefficient z, of some rows: [rows, width], float32."""
@@ -185,6 +200,18 @@ def as_matrix(p: Tensor) -> Tensor:
     return p.reshape(p.shape[0], -1) if p.dim() > 1 else p.reshape(1, -1)
 
 
+def add_low_rank(out: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> None:
+    """Out [N, T, rows] <- out + scale (x B) A^T, with x [N, T, width], A [N, rows, r] and B [N, width, r].
+
+    The parts are rounded to the dtypes of what they are multiplied with, and the sum is made in one pass over `out`.
+    """
+    inner, right = torch.bmm(x, b.to(x.dtype)).to(out.dtype), a.to(out.dtype).mT
+    if a.shape[-1] == 1:
+        out.addcmul_(inner, right, value=scale)
+    else:
+        torch.baddbmm(out, inner, right, alpha=scale, out=out)
+
+
 def row_slices(p: Tensor) -> list[slice]:
     """The rows of a parameter in pieces that stay in cache."""
     rows, width = as_matrix(p).shape
@@ -210,18 +237,19 @@ class NotDivisible(RuntimeError):
 class Owners:
     """Which of a step's directions each row of a batch has; told anew before each forward pass.
 
-    numbers: of the directions that are probed; present: of those that the pass has.
+    numbers: of the directions that are probed; present: of those that the pass has; places: of these among `numbers`.
     """
 
     def __init__(self, numbers: Sequence[int]) -> None:
         self.numbers = list(numbers)
         self.present: list[int] = []
-        self._known: list[Tensor] = []
+        self.places = torch.empty(0, dtype=torch.int64)
+        self._width, self._known = 0, list[Tensor]()
 
     def tell(self, rows: Tensor, kept: Tensor, width: int) -> None:
         """rows: int64 [B], for each sequence a place in `numbers`; kept: bool [B, width], what the head is given."""
-        present, index = rows.unique(return_inverse=True)
-        self.present = [self.numbers[place] for place in present.tolist()]
+        self.places, index = rows.unique(return_inverse=True)
+        self.present, self._width = [self.numbers[place] for place in self.places.tolist()], width
         self._known = [index, index.repeat_interleave(kept.sum(1).to(index.device)), index.repeat_interleave(width)]
 
     def of(self, x: Tensor) -> Tensor:
@@ -231,6 +259,13 @@ class Owners:
                 return known
         raise NotDivisible(f"{tuple(x.shape)} has no rows of the batch")
 
+    def by_sequence(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`of` as few entries as have a direction each, int64 [N], and x as [N, T, width]. Raises NotDivisible."""
+        owner = self.of(x)
+        if owner is self._known[-1] and self._width:
+            return self._known[0], x.reshape(len(self._known[0]), -1, x.shape[-1])
+        return owner, x.reshape(len(x), -1, x.shape[-1])
+
 
 @dataclass
 class Perturbation:
@@ -238,8 +273,8 @@ class Perturbation:
 
     place: the direction's; scales: by parameter name, eps times the sign (of the first half, if `paired`); wholes: the
     parameters by name; reached: names of parameters whose owner was called; moved: perturbed copies of parameters of
-    few elements, of each sign, or of each direction; watch: notes what reads weights; owners: where each row has a
-    direction of its own, whose number takes the place of the sample's.
+    few elements, of each sign, or of each direction; stacks: the latter by name, [directions, elements]; watch: notes
+    what reads weights; owners: where each row has a direction of its own, whose number takes the place of the sample's.
     """
 
     directions: Directions
@@ -249,6 +284,7 @@ class Perturbation:
     paired: bool
     reached: set[str] = field(default_factory=set)
     moved: list[dict[str, Tensor]] | dict[int, dict[str, Tensor]] = field(default_factory=list)
+    stacks: dict[str, Tensor] = field(default_factory=dict)
     owners: Owners | None = None
     watch: Any = None
 

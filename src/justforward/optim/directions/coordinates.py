@@ -6,18 +6,19 @@ from abc import abstractmethod
 
 from torch import Tensor
 
-from justforward.optim.directions.base import Directions, Place, as_matrix
-from justforward.optim.directions.dense import CounterNoise
+from justforward.optim.directions.base import Place, as_matrix
+from justforward.optim.directions.dense import DenseElsewhere
 
 
-class Coordinates(Directions):
+class Coordinates(DenseElsewhere):
     """A source whose z of a matrix is linear in small coordinates, which rules (momentum, Adam) may keep state for.
 
     A parameter without coordinates (a vector, a small matrix) gets Gaussian noise.
     """
 
-    def __init__(self) -> None:
-        self.dense = CounterNoise()
+    def is_dense(self, p: Tensor) -> bool:
+        """See DenseElsewhere."""
+        return self.coordinate_shape(p) is None
 
     @abstractmethod
     def coordinate_shape(self, p: Tensor) -> tuple[int, int] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -78,6 +79,15 @@ class CounterNoise(Directions):
         backend(p.device).perturb_rows(z, zero, rows, noise_key(*place, name), 1.0, self.distribution)
         return z
 
+    def combined(self, name: str, p: Tensor, place: Place, coefficients: Sequence[float], rows: slice) -> Tensor:
+        """See Directions; one launch."""
+        width = as_matrix(p).shape[1]
+        z = torch.zeros((len(coefficients), (rows.stop - rows.start) * width), device=p.device)
+        keys = [noise_key(*place._replace(sample=i), name) for i in range(len(z))]
+        starts = rows.start * width
+        backend(p.device).add_(list(z), keys, coefficients, distribution=self.distribution, starts=starts)
+        return z.sum(0).view(-1, width)
+
     def perturb_many(
         self,
         outs: Sequence[Tensor],
@@ -112,3 +122,44 @@ class CounterNoise(Directions):
         name, p = weight
         key = noise_key(*place, name)
         backend(p.device).perturb_rows(out, p.detach(), rows, key, scale, self.distribution, mirror=mirror)
+
+
+class DenseElsewhere(Directions):
+    """A source that has Gaussian noise for the parameters it has nothing else for, such as vectors."""
+
+    def __init__(self) -> None:
+        self.dense = CounterNoise()
+
+    @abstractmethod
+    def is_dense(self, p: Tensor) -> bool:
+        """Whether a parameter has Gaussian noise."""
+
+    def combined(self, name: str, p: Tensor, place: Place, coefficients: Sequence[float], rows: slice) -> Tensor:
+        """See Directions."""
+        source = self.dense.combined if self.is_dense(p) else super().combined
+        return source(name, p, place, coefficients, rows)
+
+    def perturb_many(
+        self,
+        outs: Sequence[Tensor],
+        tensors: Sequence[Tensor],
+        wholes: Sequence[tuple[str, Tensor]],
+        place: Place,
+        scales: Sequence[float],
+        first: int = 0,
+        mirrors: Sequence[Tensor] | None = None,
+    ) -> None:
+        """See Directions; one launch for all that have Gaussian noise."""
+        for dense in (True, False):
+            kept = [i for i, (_, p) in enumerate(wholes) if self.is_dense(p) == dense]
+            if kept:
+                source = self.dense.perturb_many if dense else super().perturb_many
+                source(
+                    [outs[i] for i in kept],
+                    [tensors[i] for i in kept],
+                    [wholes[i] for i in kept],
+                    place,
+                    [scales[i] for i in kept],
+                    first,
+                    None if mirrors is None else [mirrors[i] for i in kept],
+                )

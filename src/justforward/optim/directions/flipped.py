@@ -41,13 +41,23 @@ class Flipped(Directions):
         backend(p.device).fill_(both, noise_key(*place, f"{name} signs"), 0, "rademacher")
         return both[:rows], both[rows:]
 
-    def products(self, name: str, p: Tensor, places: Sequence[Place], owner: Tensor, x: Tensor) -> Tensor | None:
+    def add_products(
+        self,
+        out: Tensor,
+        x: Tensor,
+        weight: tuple[str, Tensor],
+        places: Sequence[Place],
+        owner: Tensor,
+        scale: float,
+    ) -> bool:
         """See Directions."""
+        name, p = weight
         r, s = (torch.stack(parts)[owner] for parts in self._all_signs(name, p, places))
-        flat = x.reshape(len(x), -1, x.shape[-1]) * s[:, None]
-        shared = places[0]._replace(sample=0)
-        pieces = [flat @ self.dense.values(name, p, shared, rows).T for rows in row_slices(p)]
-        return torch.cat(pieces, dim=-1).mul_(r[:, None]).view(*x.shape[:-1], -1)
+        flipped, shared = x * s[:, None], places[0]._replace(sample=0)
+        for rows in row_slices(p):
+            product = flipped @ self.dense.values(name, p, shared, rows).T
+            out[..., rows].addcmul_(product, r[:, None, rows], value=scale)
+        return True
 
     def combined(self, name: str, p: Tensor, place: Place, coefficients: Sequence[float], rows: slice) -> Tensor:
         """See Directions."""

@@ -16,28 +16,32 @@ import torch
 from torch import Tensor
 
 from justforward.noise import NOISE_VERSION, backend, noise_key
-from justforward.optim.directions.base import DIRECTIONS, Directions, Place, as_matrix
-from justforward.optim.directions.dense import CounterNoise
+from justforward.optim.directions.base import DIRECTIONS, Place, as_matrix
+from justforward.optim.directions.dense import DenseElsewhere
 
 
 @DIRECTIONS.register("outer")
-class Outer(Directions):
+class Outer(DenseElsewhere):
     """See the module. rank: r. Vectors, and matrices with a side of at most r, get Gaussian noise."""
 
     name = "outer"
     small_parts = True
 
     def __init__(self, rank: int = 1):
+        super().__init__()
         if rank < 1:
             raise ValueError(f"rank must be at least 1, got {rank}")
         self.rank = rank
         self.version = f"{NOISE_VERSION}-outer"
-        self.dense = CounterNoise()
-        self._last: tuple[Any, dict[int, tuple[Tensor, Tensor]]] = (None, {})
+        self._last: tuple[Any, tuple[Tensor, Tensor]] | None = None
 
     def describe(self) -> dict[str, Any]:
         """See Directions."""
         return {"rank": self.rank}
+
+    def is_dense(self, p: Tensor) -> bool:
+        """See DenseElsewhere."""
+        return min(as_matrix(p).shape) <= self.rank
 
     def values(self, name: str, p: Tensor, place: Place, rows: slice | Tensor) -> Tensor:
         """See Directions."""
@@ -46,27 +50,26 @@ class Outer(Directions):
 
     def factors(self, name: str, p: Tensor, place: Place) -> tuple[Tensor, Tensor] | None:
         """A and B / sqrt(r)."""
-        rows, width = as_matrix(p).shape
-        if min(rows, width) <= self.rank:
+        found = self.stacked(name, p, [place])
+        return None if found is None else (found[0][0], found[1][0])
+
+    def stacked(self, name: str, p: Tensor, places: Sequence[Place]) -> tuple[Tensor, Tensor] | None:
+        """See Directions; one launch."""
+        if self.is_dense(p):
             return None
-        of = (name, rows, width, p.device, place.seed, place.step)
-        if self._last[0] != of:
-            self._last = (of, {})  # those of one parameter are asked for piece by piece
-        made = self._last[1]
-        if place.sample not in made:
-            both = torch.empty((rows + width, self.rank), device=p.device)
-            backend(p.device).fill_(both, noise_key(*place, f"{name} AB"))
-            made[place.sample] = both[:rows], both[rows:].div_(math.sqrt(self.rank))
-        return made[place.sample]
+        rows, width = as_matrix(p).shape
+        of = (name, rows, width, p.device, *places)
+        if self._last is None or self._last[0] != of:  # those of one parameter are asked for piece by piece
+            both = torch.zeros((len(places), rows + width, self.rank), device=p.device)
+            backend(p.device).add_(list(both), [noise_key(*place, f"{name} AB") for place in places], 1.0)
+            self._last = (of, (both[:, :rows], both[:, rows:].div_(math.sqrt(self.rank))))
+        return self._last[1]
 
     def combined(self, name: str, p: Tensor, place: Place, coefficients: Sequence[float], rows: slice) -> Tensor:
         """See Directions."""
-        found = [self.factors(name, p, place._replace(sample=i)) for i in range(len(coefficients))]
-        if found[0] is None:
+        found = self.stacked(name, p, [place._replace(sample=i) for i in range(len(coefficients))])
+        if found is None:
             return super().combined(name, p, place, coefficients, rows)
-        left, right = [], []
-        for pair, coefficient in zip(found, coefficients, strict=True):
-            assert pair is not None
-            left.append(pair[0][rows] * coefficient)
-            right.append(pair[1])
-        return torch.cat(left, dim=1) @ torch.cat(right, dim=1).T
+        weighted = found[0][:, rows] * torch.tensor(coefficients, device=p.device)[:, None, None]
+        left, right = (part.permute(1, 0, 2).flatten(1) for part in (weighted, found[1]))
+        return left @ right.T

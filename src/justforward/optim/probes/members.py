@@ -39,22 +39,20 @@ def compute(own: Installed, alone: Compute, *args: Any, **kwargs: Any) -> Any:
 
 
 def _linear(own: Installed, module: nn.Linear, owners: Owners, x: Tensor) -> Tensor | None:
-    """[N, ..., in] -> [N, ..., out]: x W^T + s x z^T + b'."""
-    by, name, owner = own.by, own.used.get("weight"), owners.of(x)
-    bias, moved = module.bias, None
-    if "bias" in own.used:
-        bias, moved = None, _vector(own, "bias", owners, x)
-    added = None
+    """[N, ..., in] -> [N, ..., out]: x W^T + b' + s x z^T."""
+    by, name = own.by, own.used.get("weight")
+    moved = "bias" in own.used
+    bias = None if moved or module.bias is None else module.bias.detach()
+    weight = module.weight.detach()
+    product = float32_linear if isinstance(module, ScoredLinear) else nn.functional.linear
+    out, (owner, sequences) = product(x, weight, bias), owners.by_sequence(x)
+    by_sequence = out.view(*sequences.shape[:-1], -1)
+    if moved:
+        by_sequence.add_(_vector(own, "bias", owner, sequences))
     if name is not None:
         places = [by.place._replace(sample=sample) for sample in owners.present]
-        added = by.directions.products(name, module.weight.detach(), places, owner, x)
-        if added is None:
+        if not by.directions.add_products(by_sequence, sequences, (name, weight), places, owner, by.scales[name]):
             return None
-        added.mul_(by.scales[name])
-    product = float32_linear if isinstance(module, ScoredLinear) else nn.functional.linear
-    out = product(x, module.weight.detach(), None if bias is None else bias.detach())
-    for more in (added, moved):
-        out = out if more is None else out.add_(more)
     return out
 
 
@@ -68,9 +66,9 @@ def _vectors(
     own_class = type(module)
     if own.spreads.get(own_class) is False or len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
         return None
-    vectors = {a: _vector(own, a, owners, args[0]) for a in own.used}
     if own_class is nn.LayerNorm:
-        return _layer_norm(module, args[0], vectors)
+        return _layer_norm(own, module, owners, args[0])
+    vectors = {a: _vector(own, a, owners.of(args[0]), args[0]) for a in own.used}
     tensors = {a: getattr(module, a) for a in vectors}
     originals = {a: t.data for a, t in tensors.items()}
     try:
@@ -90,18 +88,22 @@ def _vectors(
     return result if own.spreads[own_class] else None
 
 
-def _layer_norm(module: Any, x: Tensor, vectors: dict[str, Tensor]) -> Tensor:
+def _layer_norm(own: Installed, module: Any, owners: Owners, x: Tensor) -> Tensor:
     """`nn.LayerNorm`, whose kernel takes one vector for all rows."""
-    normed = nn.functional.layer_norm(x, module.normalized_shape, None, None, module.eps)
-    weight, bias = vectors.get("weight", module.weight), vectors.get("bias", module.bias)
-    normed = normed if weight is None else normed.mul_(weight)
-    return normed if bias is None else normed.add_(bias)
+    owner, sequences = owners.by_sequence(x)
+    normed = nn.functional.layer_norm(sequences, module.normalized_shape, None, None, module.eps)
+    for attribute, combine in (("weight", normed.mul_), ("bias", normed.add_)):
+        vector = _vector(own, attribute, owner, sequences) if attribute in own.used else getattr(module, attribute)
+        if vector is not None:
+            combine(vector)
+    return normed.view(x.shape)
 
 
-def _vector(own: Installed, attribute: str, owners: Owners, x: Tensor) -> Tensor:
-    """A trained vector of each entry of x [N, ..., width]: [N, 1, ..., width]."""
-    name = own.used[attribute]
-    values = torch.stack([own.by.moved[sample][name] for sample in owners.present])[owners.of(x)]
+def _vector(own: Installed, attribute: str, owner: Tensor, x: Tensor) -> Tensor:
+    """A trained vector of each entry of x [N, ..., width]: [N, 1, ..., width]. owner: int64 [N], of the directions."""
+    stack, owners = own.by.stacks[own.used[attribute]], own.by.owners
+    assert owners is not None
+    values = stack[owners.places.to(owner.device)[owner]]
     return values.view(len(x), *[1] * (x.dim() - 2), -1)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from justforward.optim.directions.base import CHUNK, NotDivisible, Perturbation
+from justforward.optim.directions.base import CHUNK, NotDivisible, Perturbation, add_low_rank
 from justforward.optim.probes import members
 from justforward.optim.scored_head import ScoredLinear, float32_linear
 
@@ -80,12 +80,20 @@ class JustInTime:
         """Copies of parameters of few elements, for each sign; of vectors, where rows have directions of their own."""
         if by.owners is None:
             return moved_copies(self.scratch, few, by)
-        vectors = {name: p for name, p in by.wholes.items() if p.dim() == 1}
-        by.moved = {number: {} for number in by.owners.numbers}
-        return {
-            number: moved_copies(self.scratch, vectors, by.alone(number), use=-1 - place)[0]
-            for place, number in enumerate(by.owners.numbers)
-        }
+        vectors = [(name, p) for name, p in by.wholes.items() if p.dim() == 1]
+        numbers, by.moved, by.stacks = by.owners.numbers, {}, {}
+        for device, dtype in {(p.device, p.dtype) for _, p in vectors}:
+            here = [(name, p) for name, p in vectors if (p.device, p.dtype) == (device, dtype)]
+            sizes = [p.numel() for _, p in here]
+            flat = self.scratch.take(device, dtype, len(numbers) * sum(sizes), -1).view(len(numbers), -1)
+            by.stacks |= {name: part for (name, _), part in zip(here, flat.split(sizes, dim=1), strict=True)}
+            tensors, scales = [p.detach() for _, p in here], [by.scales[name] for name, _ in here]
+            for place, number in enumerate(numbers):
+                outs = [by.stacks[name][place] for name, _ in here]
+                by.directions.perturb_many(outs, tensors, here, by.place._replace(sample=number), scales)
+        for place, number in enumerate(numbers):
+            by.moved[number] = {name: stack[place] for name, stack in by.stacks.items()}
+        return by.moved
 
 
 def moved_copies(
@@ -213,15 +221,16 @@ class Installed:
     def _low_rank(self, x: Tensor, module: nn.Linear, a: Tensor, b: Tensor) -> Tensor:
         """[..., in] -> [..., out]: x W^T + s (x B) A^T + b', W as it is and both signs from one product of it.
 
-        a: [out, r] and b: [in, r], float32; what they add is computed in float32.
+        a: [out, r] and b: [in, r], float32.
         """
         product = float32_linear if isinstance(module, ScoredLinear) else nn.functional.linear
         out = product(x, module.weight.detach())
         biases, scale = self._moved({"bias": module.bias}, use=4), self.by.scales[self.used["weight"]]
-        added = (x.float() @ b) @ a.T
-        for part, to, bias, sign in zip(self._halves(added), self._halves(out), biases, (1.0, -1.0), strict=False):
-            moved = torch.add(to.float(), part, alpha=sign * scale)
-            to.copy_(moved if bias["bias"] is None else moved + bias["bias"])
+        for part, to, bias, sign in zip(self._halves(x), self._halves(out), biases, (1.0, -1.0), strict=False):
+            if bias["bias"] is not None:
+                to.add_(bias["bias"])
+            flat_to, flat = to.view(1, -1, to.shape[-1]), part.reshape(1, -1, part.shape[-1])
+            add_low_rank(flat_to, flat, a[None], b[None], sign * scale)
         return out
 
     def _wanted(self, x: Tensor, module: ScoredLinear, wanted: Tensor) -> Tensor:
