@@ -104,6 +104,25 @@ class Directions(ABC):
         add_low_rank(out, x, a, b, scale)
         return True
 
+    def add_rows(
+        self,
+        out: Tensor,
+        ids: Tensor,
+        weight: tuple[str, Tensor],
+        places: Sequence[Place],
+        owner: Tensor,
+        scale: float,
+    ) -> bool:
+        """Out <- out + scale z[ids], where each sequence of a batch has its own z; False where that takes z itself.
+
+        out: float32 [N, T, width], ids: int64 [N, T], rows of z; owner: int64 [N], as in `add_products`.
+        """
+        found = self.stacked(*weight, places)
+        if found is None:
+            return False
+        add_outer(out, found[0][owner[:, None], ids], found[1][owner], scale)
+        return True
+
     def combined(self, name: str, p: Tensor, place: Place, coefficients: Sequence[float], rows: slice) -> Tensor:
         """The sum over a step's directions of coefficient z, of some rows: [rows, width], float32."""
         total = None
@@ -205,11 +224,16 @@ def add_low_rank(out: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> 
 
     The parts are rounded to the dtypes of what they are multiplied with, and the sum is made in one pass over `out`.
     """
-    inner, right = torch.bmm(x, b.to(x.dtype)).to(out.dtype), a.to(out.dtype).mT
-    if a.shape[-1] == 1:
-        out.addcmul_(inner, right, value=scale)
+    add_outer(out, torch.bmm(x, b.to(x.dtype)), a, scale)
+
+
+def add_outer(out: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
+    """Out [N, T, n] <- out + scale left right^T, with left [N, T, r] and right [N, n, r]; in one pass over `out`."""
+    left, right = left.to(out.dtype), right.to(out.dtype).mT
+    if left.shape[-1] == 1:
+        out.addcmul_(left, right, value=scale)
     else:
-        torch.baddbmm(out, inner, right, alpha=scale, out=out)
+        torch.baddbmm(out, left, right, alpha=scale, out=out)
 
 
 def row_slices(p: Tensor) -> list[slice]:

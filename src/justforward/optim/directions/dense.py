@@ -74,9 +74,9 @@ class CounterNoise(Directions):
             z = torch.empty((rows.stop - rows.start, width), device=p.device)
             backend(p.device).fill_(z, noise_key(*place, name), rows.start * width, self.distribution)
             return z
-        z = torch.empty((len(rows), width), device=p.device)
-        zero = torch.zeros((), device=p.device).expand(p.shape[0], width).contiguous()
-        backend(p.device).perturb_rows(z, zero, rows, noise_key(*place, name), 1.0, self.distribution)
+        z, keys = torch.zeros((len(rows), width), device=p.device), [noise_key(*place, name)] * len(rows)
+        starts = [row * width for row in rows.tolist()]
+        backend(p.device).add_(list(z), keys, 1.0, distribution=self.distribution, starts=starts)
         return z
 
     def combined(self, name: str, p: Tensor, place: Place, coefficients: Sequence[float], rows: slice) -> Tensor:

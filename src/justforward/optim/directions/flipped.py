@@ -53,10 +53,10 @@ class Flipped(Directions):
         """See Directions."""
         name, p = weight
         r, s = (torch.stack(parts)[owner] for parts in self._all_signs(name, p, places))
-        flipped, shared = x * s[:, None], places[0]._replace(sample=0)
+        flipped, shared = x * s[:, None].to(x.dtype), places[0]._replace(sample=0)
         for rows in row_slices(p):
-            product = flipped @ self.dense.values(name, p, shared, rows).T
-            out[..., rows].addcmul_(product, r[:, None, rows], value=scale)
+            product = flipped @ self.dense.values(name, p, shared, rows).to(x.dtype).T
+            out[..., rows].addcmul_(product.to(out.dtype), r[:, None, rows].to(out.dtype), value=scale)
         return True
 
     def combined(self, name: str, p: Tensor, place: Place, coefficients: Sequence[float], rows: slice) -> Tensor:

@@ -2,6 +2,7 @@
 
     z = A B^T / sqrt(r),   A [rows, r], B [width, r] ~ N of every direction
 
+All directions of a step are drawn under one key, one behind the other, so that a launch draws as many as are needed.
 Entries of z have variance 1. Many of them share a step: the product with the weights is made once for a batch in which
 each example, or group of examples, has its own, and their sum is one product of rank (directions x r).
 """
@@ -32,7 +33,7 @@ class Outer(DenseElsewhere):
         if rank < 1:
             raise ValueError(f"rank must be at least 1, got {rank}")
         self.rank = rank
-        self.version = f"{NOISE_VERSION}-outer"
+        self.version = f"{NOISE_VERSION}-outer-2"
         self._last: tuple[Any, tuple[Tensor, Tensor]] | None = None
 
     def describe(self) -> dict[str, Any]:
@@ -60,9 +61,14 @@ class Outer(DenseElsewhere):
         rows, width = as_matrix(p).shape
         of = (name, rows, width, p.device, *places)
         if self._last is None or self._last[0] != of:  # those of one parameter are asked for piece by piece
-            both = torch.zeros((len(places), rows + width, self.rank), device=p.device)
-            backend(p.device).add_(list(both), [noise_key(*place, f"{name} AB") for place in places], 1.0)
-            self._last = (of, (both[:, :rows], both[:, rows:].div_(math.sqrt(self.rank))))
+            first, count = places[0], len(places)
+            both = torch.empty((count, (rows + width) * self.rank), device=p.device)
+            together = [place.sample for place in places] == list(range(first.sample, first.sample + count))
+            for place, part in [(first, both)] if together else zip(places, both, strict=True):
+                key = noise_key(*place._replace(sample=0), f"{name} AB")
+                backend(p.device).fill_(part, key, place.sample * both.shape[1])
+            parts = both.view(count, rows + width, self.rank)
+            self._last = (of, (parts[:, :rows], parts[:, rows:].div_(math.sqrt(self.rank))))
         return self._last[1]
 
     def combined(self, name: str, p: Tensor, place: Place, coefficients: Sequence[float], rows: slice) -> Tensor:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from justforward.optim.directions.base import NotDivisible, Owners
@@ -31,7 +32,10 @@ def compute(own: Installed, alone: Compute, *args: Any, **kwargs: Any) -> Any:
         chosen = isinstance(module, ScoredLinear) and module.wanted is not None
         with own.by.perturbing():
             result = None if chosen else _linear(own, module, owners, *args)
-    elif type(module) is not nn.Embedding and all(getattr(module, a).dim() == 1 for a in own.used):
+    elif isinstance(module, nn.Embedding):
+        with own.by.perturbing():
+            result = _embedding(own, module, alone, owners, args, kwargs)
+    elif all(getattr(module, a).dim() == 1 for a in own.used):
         result = _vectors(own, module, alone, owners, args, kwargs)
     else:
         result = None
@@ -54,6 +58,50 @@ def _linear(own: Installed, module: nn.Linear, owners: Owners, x: Tensor) -> Ten
         if not by.directions.add_products(by_sequence, sequences, (name, weight), places, owner, by.scales[name]):
             return None
     return out
+
+
+def _embedding(
+    own: Installed, module: nn.Embedding, alone: Compute, owners: Owners, args: Any, kwargs: Any
+) -> Tensor | None:
+    """Rows that are looked up, each sequence's in its own table; a subclass may make the ids that it looks up.
+
+    Held once per type of module to what the rows give one by one.
+    """
+    own_class = type(module)
+    if own.spreads.get(own_class) is False or module.max_norm is not None:
+        return None
+    lookup = _Lookup(own, module, owners)
+    try:
+        assert own.original is not None
+        with lookup:
+            result = own.original(*args, **kwargs)
+    except NotDivisible:
+        return None
+    if own_class not in own.spreads:
+        expected = _one_by_one(own, alone, owners, args, kwargs)
+        near = {"rtol": 2 * torch.finfo(expected.dtype).eps, "atol": 0.01 * abs(own.by.scales[own.used["weight"]])}
+        own.spreads[own_class] = lookup.done and torch.allclose(result, expected, **near)
+    return result if own.spreads[own_class] and lookup.done else None
+
+
+class _Lookup(TorchFunctionMode):
+    """Inside, `nn.functional.embedding` of a module's weight is that of each sequence's own table."""
+
+    def __init__(self, own: Installed, module: nn.Embedding, owners: Owners):
+        super().__init__()
+        self.own, self.module, self.owners, self.done = own, module, owners, False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is not nn.functional.embedding or args[1] is not self.module.weight:
+            return result
+        by, name = self.own.by, self.own.used["weight"]
+        places = [by.place._replace(sample=sample) for sample in self.owners.present]
+        owner, moved = self.owners.of(args[0]), result.float()
+        weight = (name, self.module.weight.detach())
+        sequences, ids = moved.view(len(moved), -1, moved.shape[-1]), args[0].reshape(len(moved), -1)
+        self.done = by.directions.add_rows(sequences, ids, weight, places, owner, by.scales[name])
+        return moved.to(result.dtype)
 
 
 def _vectors(
