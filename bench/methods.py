@@ -19,6 +19,7 @@ back besides. Guided steps (docs/guided.md) find their own length, and are not t
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import random
 import statistics
@@ -167,7 +168,7 @@ def _by_guide(setting: Setting, name: str, lr: float, seed: int) -> tuple[Step, 
             return
         batch = objective.batch(engine, examples)
         loss, factors = watched(objective, engine, guide, batch)
-        guided.estimate(loss, factors, lambda by: loss_at(objective, engine, guide, batch, factors, by))
+        guided.estimate(loss, factors, functools.partial(loss_at, objective, engine, guide, batch))
         guided.step()
 
     return step, 1, lambda: 0

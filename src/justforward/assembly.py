@@ -96,6 +96,7 @@ class Assembly:
             reparametrise=not job.no_reparam,
             prefix_from_activations=job.prefix_init_by_real_act,
             blocks=job.train_blocks,
+            stream=job.trainer == "guided",
         )
 
     def evaluator(self, loaded: LoadedModel) -> Evaluator:
@@ -136,7 +137,9 @@ class Assembly:
     def objective(self, evaluator: Evaluator) -> Objective:
         """What training minimises."""
         if self.job.non_diff:
-            return RewardObjective(find_reward(self.job.reward, self.task), evaluator.generator)
+            likelihood = "teacher_forcing" if self.task.generation else "classification"
+            guide = OBJECTIVES.get(likelihood)() if self.job.trainer == "guided" else None
+            return RewardObjective(find_reward(self.job.reward, self.task), evaluator.generator, guide)
         if self.job.train_as_classification:
             return OBJECTIVES.get("classification")()
         return OBJECTIVES.get("teacher_forcing")(only_option=self.job.only_train_option)
@@ -199,13 +202,19 @@ class Assembly:
         except ValueError as error:
             raise ValueError(f"--zo_method {job.zo_method}: {error}") from None
 
-    def trainer(self, record: Mapping[str, Any]) -> tuple[type[AnyTrainer], dict[str, Any]]:
-        """The Trainer, and its arguments beside those that all have; `record` is the job for the log."""
+    def trainer(self, record: Mapping[str, Any], command: Sequence[str]) -> tuple[type[AnyTrainer], dict[str, Any]]:
+        """The Trainer, and its arguments beside those that all have; `record` and `command` are the job for the log."""
         job = self.job
         if job.trainer == "zo":
             return ObjectiveMeZOTrainer, self.mezo_settings(record)
         if job.trainer == "guided":
-            return GuidedTrainer, {"rounding": job.zo_rounding, "max_skipped": job.zo_max_skipped}
+            return GuidedTrainer, {
+                "rounding": job.zo_rounding,
+                "max_skipped": job.zo_max_skipped,
+                "coefficients": job.guide_coefficients,
+                "noise": job.guide_noise,
+                "run_facts": {"recipe": self.recipe().to_json(), "job": dict(record), "command": list(command)},
+            }
         return ObjectiveTrainer, {}
 
     def mezo_settings(self, record: Mapping[str, Any]) -> dict[str, Any]:

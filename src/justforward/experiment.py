@@ -226,7 +226,7 @@ class Experiment:
             arguments = training_arguments(self.parsed, output_dir=str(Path(arguments.output_dir or ".") / folder))
         record = job_record(pinned(self.job.record(), self.task, self.splits), arguments, train_set=train_set)
         checkpoint = self._checkpoint(arguments, record)
-        kind, more = self.parts.trainer(record)
+        kind, more = self.parts.trainer(record, self.parsed.command_line())
         trainer = kind(
             model=loaded.model,
             args=arguments,

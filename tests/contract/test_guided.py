@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,16 @@ from support.families import CONFIGS, HARD_CONFIGS, VOCABULARY
 from support.golden import DATA, MODEL
 from support.killing import KillAfter, Killed, same, weights
 
+import justforward
 from justforward import experiment
 from justforward.command_line.arguments import parse
 from justforward.commands.cli import main
 from justforward.models.blocks import find_blocks
 from justforward.models.residual import find_stream
 from justforward.optim import DivergenceError
-from justforward.optim.guided import Factors, Guided
+from justforward.optim.factors import Factors
+from justforward.optim.guided import Guided
+from justforward.optim.log import read
 from justforward.scoring import Scores, ScoringEngine
 from justforward.scoring.guide import Guide, check
 from justforward.scoring.prompts import Row
@@ -181,8 +185,8 @@ def quadratic(p, curvature):
     """Loss, direction and probe of curvature |p|^2 / 2, whose gradient is the guide."""
     factors = {"p": Factors((curvature * p.detach()).T.contiguous(), torch.eye(p.shape[1]))}
 
-    def shifted(by):
-        return float(curvature * (p.detach() + by * factors["p"].rows(slice(None))).square().sum() / 2)
+    def shifted(direction, by):
+        return float(curvature * (p.detach() + by * direction["p"].rows(slice(None))).square().sum() / 2)
 
     return float(curvature * p.detach().square().sum() / 2), factors, shifted
 
@@ -207,7 +211,7 @@ def test_where_the_loss_rises_along_the_guide_no_step_is_made(caplog):
     guided = Guided([("p", p)])
     loss, factors, shifted = quadratic(p, 1.0)
     with caplog.at_level("WARNING"):
-        guided.estimate(loss, {"p": factors["p"].times(-1.0)}, lambda by: shifted(-by))
+        guided.estimate(loss, {"p": factors["p"].times(-1.0)}, shifted)
     guided.step()
     assert torch.equal(p, torch.ones(2, 2))
     assert "does not fall along the guide" in caplog.text
@@ -217,7 +221,7 @@ def test_a_step_uphill_is_not_made_where_the_loss_bends_down_and_a_later_probe_m
     p = torch.nn.Parameter(torch.ones(2, 2))
     guided = Guided([("p", p)], lr=1e-6)
     loss, factors, shifted = quadratic(p, 1.0)
-    guided.estimate(loss, factors, lambda by: loss - by - by * by)
+    guided.estimate(loss, factors, lambda _, by: loss - by - by * by)
     guided.step()
     assert guided.progress["length"] == 0
     assert torch.equal(p, torch.ones(2, 2))
@@ -231,7 +235,7 @@ def test_long_texts_have_the_norm_of_short_ones(monkeypatch):
     torch.manual_seed(0)
     factors = Factors(torch.randn(50, 4), torch.randn(50, 5))
     exact = float(factors.rows(slice(None)).square().sum())
-    monkeypatch.setattr("justforward.optim.guided.GRAM", 130)  # two rows at a time
+    monkeypatch.setattr("justforward.optim.factors.GRAM", 130)  # two rows at a time
     assert factors.squared() == pytest.approx(exact, rel=1e-5)
 
 
@@ -239,10 +243,10 @@ def test_losses_that_are_not_finite_skip_the_step_and_end_the_training():
     p = torch.nn.Parameter(torch.ones(2, 2))
     guided = Guided([("p", p)], max_skipped=2)
     factors = {"p": Factors(torch.full((1, 2), math.nan), torch.ones(1, 2))}
-    guided.estimate(math.nan, factors, lambda by: math.nan)
+    guided.estimate(math.nan, factors, lambda _, by: math.nan)
     guided.step()
     assert torch.equal(p, torch.ones(2, 2))
-    guided.estimate(math.nan, factors, lambda by: math.nan)
+    guided.estimate(math.nan, factors, lambda _, by: math.nan)
     with pytest.raises(DivergenceError, match="2 steps in a row"):
         guided.step()
 
@@ -256,10 +260,75 @@ def test_micro_batches_add_up_by_their_weights():
         guided = Guided([("p", p)])
         guided.progress.update(step=7, length=0.1)  # a step without probes
         for factors, weight in parts:
-            guided.estimate(1.0, {"p": factors}, lambda by: math.nan, weight)
+            guided.estimate(1.0, {"p": factors}, lambda _, by: math.nan, weight)
         guided.step()
         moved.append(p.detach())
     torch.testing.assert_close(*moved)
+
+
+def two_parts(seed=0):
+    """A quadratic of two weights; the guide of the first is the gradient, that of the second has nothing to do with it.
+
+    Also the loss, and what a probe measures.
+    """
+    torch.manual_seed(seed)
+    ps = {name: torch.nn.Parameter(torch.randn(6, 8)) for name in ("good", "bad")}
+    chance = torch.Generator().manual_seed(1)
+
+    def direction():
+        bad = torch.randn(6, 8, generator=chance)
+        bad -= ps["bad"].detach() * (bad * ps["bad"].detach()).sum() / ps["bad"].detach().square().sum()
+        return {n: Factors(d.T.contiguous(), torch.eye(8)) for n, d in (("good", ps["good"].detach()), ("bad", bad))}
+
+    def loss(moved=None, by=0.0):
+        parts = [p.detach() + (by * moved[n].rows(slice(None)) if moved else 0) for n, p in ps.items()]
+        return float(sum(part.square().sum() for part in parts) / 2)
+
+    return ps, direction, loss
+
+
+def test_a_part_that_does_not_help_stops_moving():
+    ps, direction, loss = two_parts()
+    guided = Guided(ps.items(), lr=1e-3, parts={"good": 3, "bad": 7})
+    for _ in range(60):
+        guided.estimate(loss(), direction(), loss)
+        guided.step()
+    fitted = guided.coefficients.fitted(guided.progress["told"])
+    assert fitted[3] == 1.0
+    assert fitted[7] < 0.15
+    assert guided.progress["forwards"] == 60 + 4 * 10
+
+
+def test_a_random_share_moves_what_the_guide_does_not_see():
+    """The guide has one row of two; with a random share the other's loss falls too."""
+    torch.manual_seed(0)
+    target, lost = torch.randn(2, 8), {}
+    for noise in (0.0, 1.0):
+        p = torch.nn.Parameter(torch.zeros(2, 8))
+
+        def loss(moved=None, by=0.0, p=p):
+            return float((p.detach() + (by * moved["p"].rows(slice(None)) if moved else 0) - target).square().sum() / 2)
+
+        guided = Guided([("p", p)], lr=0.5, noise=noise)
+        for _ in range(300):
+            seen = (p.detach() - target) * torch.tensor([[1.0], [0.0]])
+            guided.estimate(loss(), {"p": Factors(seen.T.contiguous() + 1e-3, torch.eye(8))}, loss)
+            guided.step()
+        lost[noise] = (p.detach() - target)[1].square().mean()
+    assert lost[1.0] < 0.2 * lost[0.0]
+
+
+def test_a_metric_says_whether_and_which_way():
+    for sign in (1.0, -1.0):
+        p = torch.nn.Parameter(torch.ones(2, 2))
+        guided = Guided([("p", p)], lr=0.1)
+        loss, factors, shifted = quadratic(p, 1.0)
+        for _ in range(4):
+            guided.estimate(loss, factors, shifted, metric=lambda d, by, sign=sign: sign * by)
+            guided.step()
+        # The first step's one probe of the metric is held to the assumption that it agrees with the loss.
+        assert guided.agreement == pytest.approx(1.0 if sign > 0 else -3 / 5)
+        assert (p.detach() < 1).all() if sign > 0 else (p.detach() > 1).all()
 
 
 # fmt: off
@@ -307,8 +376,9 @@ def test_passes_are_as_many_as_are_counted(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--lora"], "--trainer guided moves layers themselves: leave --lora out"),
-        (["--non_diff"], "--non_diff optimises a metric that has no gradient: use it with --trainer zo"),
+        (["--guide_noise", "-1"], "argument --guide_noise: must be 0 or more, got -1"),
+        (["--trainer", "zo", "--guide_noise", "1"], "--guide_noise is for --trainer guided: leave it out"),
+        (["--trainer", "zo", "--guide_coefficients"], "--guide_coefficients is for --trainer guided: leave it out"),
         (["--zo_rounding", "compensated"], "keeps nothing beside the weights: leave --zo_rounding compensated out"),
         (["--bf16"], "mixed precision for gradients, and --trainer guided has none"),
         (["--learning_rate", "0"], "is a factor of the step that --trainer guided measures"),
@@ -329,3 +399,75 @@ def test_blocks_and_learning_rate_have_defaults_of_their_own():
     assert parsed.job.train_blocks == "-3:"
     assert parsed.training_kwargs["learning_rate"] == 1.0
     assert find_blocks(made(FAMILIES["llama"])).modules is not None
+
+
+WORDS = {
+    "plain": ["--train_as_classification", "--weight_decay", "0.1"],
+    "coefficients": ["--train_blocks", "0:", "--guide_coefficients", "--load_bfloat16", "--num_dev", "4"],
+    "noise": ["--guide_noise", "0.5"],
+    "lora": ["--lora", "--gradient_accumulation_steps", "2"],
+    "metric": ["--non_diff"],
+}
+
+
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
+def test_a_run_is_rebuilt_from_its_log_and_the_data(words, tmp_path, capsys):
+    assert main(job(tmp_path, "x", *words)) == 0
+    for to, there in (("6", tmp_path / "x"), ("4", tmp_path / "x" / "checkpoint-4")):
+        given = ["replay", str(tmp_path / "x"), "--output", str(tmp_path / to), "--to", to]
+        assert main(given) == 0, capsys.readouterr().err
+        assert same(there, tmp_path / to)
+    assert main(["log", str(tmp_path / "x")]) == 0
+    assert "6 steps of" in capsys.readouterr().out
+
+
+def test_a_log_is_that_of_the_whole_run_after_a_kill(tmp_path):
+    assert main(job(tmp_path, "whole")) == 0
+    with pytest.raises(Killed):
+        experiment.run(parse(job(tmp_path, "cut")), callbacks=[KillAfter(5)])
+    assert main(job(tmp_path, "cut", "--no_eval")) == 0, "in other words, which change no step"
+    whole, cut = (read(tmp_path / name / "guided.log") for name in ("whole", "cut"))
+    assert cut.steps == whole.steps
+    assert len(cut.steps) == 6
+
+
+def test_a_log_without_its_data_or_model_is_one_line(tmp_path, capsys):
+    assert main(job(tmp_path, "x")) == 0
+    other = tmp_path / "data" / "SST2"
+    shutil.copytree(Path(DATA) / "SST2", other)
+    lines = (other / "train.jsonl").read_text().splitlines()
+    (other / "train.jsonl").write_text("\n".join(reversed(lines)) + "\n")
+    torch.manual_seed(1)
+    hf.AutoModelForCausalLM.from_config(hf.AutoConfig.from_pretrained(MODEL)).save_pretrained(tmp_path / "model")
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(Path(MODEL) / name, tmp_path / "model")
+    capsys.readouterr()
+    for words, told in (
+        (["--data_dir", str(tmp_path / "nowhere")], "a guided run is rebuilt with its task's data, and"),
+        (["--data_dir", str(tmp_path / "data")], "the task's data is not what this run was trained on"),
+        (["--model", str(tmp_path / "model")], "is not the model that this run started from"),
+        (["--to", "7"], "holds 6 steps"),
+    ):
+        assert main(["replay", str(tmp_path / "x"), "--output", str(tmp_path / "out"), *words]) == 2
+        error = capsys.readouterr().err.strip()
+        assert told in error
+        assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="made of its training rows: rebuild it with justforward replay"):
+        justforward.load(tmp_path / "x")
+
+
+def test_under_lora_the_outer_factors_of_the_stream_move_alone(tmp_path):
+    assert main(job(tmp_path, "x", "--lora", "--train_as_classification")) == 0
+    saved = load_file(tmp_path / "x" / "adapter_model.safetensors")
+    assert {name.split("layers.1.")[1].split(".lora")[0] for name in saved} == {"self_attn.out_proj", "fc2"}
+    assert all(value.any() for name, value in saved.items() if "lora_B" in name)
+
+
+def test_f1_of_answers_is_optimised_along_the_likelihood_of_the_right_ones(tmp_path):
+    words = ["--task_name", "SQuAD", "--non_diff", "--max_new_tokens", "4", "--num_eval", "4", "--num_train", "8"]
+    assert main(job(tmp_path, "x", *words)) == 0
+    history = json.loads((tmp_path / "x" / "trainer_state.json").read_text())["log_history"]
+    entries = [entry for entry in history if "agreement" in entry]
+    assert len(entries) == 6
+    assert entries[-1]["forwards"] == 6 + 4 * 5
+    assert all(entry["loss"] >= -1 for entry in entries), "the likelihood's"

@@ -214,8 +214,8 @@ def _training(job: JobArguments, given: Mapping[str, Any], *, generation: bool) 
             "--train_as_classification chooses a loss and --non_diff replaces the loss: leave one of them out",
         ),
         (
-            job.non_diff and not zo,
-            "--non_diff optimises a metric that has no gradient: use it with --trainer zo",
+            job.non_diff and job.trainer not in ("zo", "guided"),
+            "--non_diff optimises a metric that has no gradient: use it with --trainer zo or guided",
         ),
         (
             job.train_as_classification and generation and job.is_training,
@@ -302,8 +302,12 @@ def _blocks(job: JobArguments, given: Mapping[str, Any]) -> list[Rule]:
             "them out",
         ),
         (
-            job.trainer == "guided" and job.lora,
-            "--trainer guided moves layers themselves: leave --lora out, or use --trainer zo",
+            job.trainer != "guided" and (job.guide_coefficients or job.guide_noise != 0),
+            f"--guide_{'coefficients' if job.guide_coefficients else 'noise'} is for --trainer guided: leave it out",
+        ),
+        (
+            not 0 <= job.guide_noise < float("inf"),
+            f"argument --guide_noise: must be 0 or more, got {job.guide_noise:g}",
         ),
         (
             job.trainer == "guided" and job.zo_rounding == "compensated",

@@ -318,6 +318,18 @@ class JobArguments:
         "output_dir.",
     )
 
+    guide_coefficients: bool = _arg(
+        TRAINING,
+        False,
+        "guided: weigh the blocks' directions by what probes with random signs tell of each; one that does not help "
+        "stops moving. Two forward passes more where a step is probed.",
+    )
+    guide_noise: float = _arg(
+        TRAINING,
+        0.0,
+        "guided: norm of a random direction that is mixed in, over the guide's own. Every step is probed then.",
+    )
+
     sampling: bool = _arg(GENERATION, False, "Sample the text. False: greedy, or beam search with num_beams.")
     temperature: float = _arg(GENERATION, 1.0, "Sampling temperature; below 1 sharpens. Only with sampling.")
     num_beams: int = _arg(GENERATION, 1, "Beams; 1: no beam search.")
@@ -364,7 +376,7 @@ class JobArguments:
 LATER_ARGUMENTS = {
     *("zo_method", "zo_directions", "zo_rule", "zo_sides", "zo_split", "zo_rank", "zo_refresh"),
     *("zo_sparsity", "zo_angle", "zo_beta", "zo_beta1", "zo_beta2", "zo_window"),
-    *("train_blocks", "kept_states"),
+    *("train_blocks", "kept_states", "guide_coefficients", "guide_noise"),
 }
 
 

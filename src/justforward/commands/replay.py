@@ -9,10 +9,12 @@ import torch
 from peft import PeftModel
 
 from justforward.command_line.parser import Parser
+from justforward.commands.guided_replay import replay_guided
 from justforward.models.saving import save
+from justforward.optim.log import read
 from justforward.results.files import writing
 from justforward.training.output_folder import make_room
-from justforward.trajectory.replay import describe, replay
+from justforward.trajectory.replay import describe, is_guided, log_file, replay
 
 
 def log_command(words: list[str]) -> None:
@@ -25,7 +27,11 @@ def replay_command(words: list[str]) -> None:
     given = parse("replay", words)
     if given.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"argument --device: {given.device} is not here: torch sees no GPU")
-    loaded = replay(given.log, model_name=given.model, to=given.to, device=given.device, quiet=None)
+    log = read(log_file(given.log))
+    if is_guided(log):
+        loaded = replay_guided(log, given)
+    else:
+        loaded = replay(given.log, model_name=given.model, to=given.to, device=given.device, quiet=None)
     output = Path(given.output)
     with writing(output, lambda: "make room there and give the same command again"):
         make_room(output, adapter=isinstance(loaded.model, PeftModel), base=given.model or "")
@@ -43,4 +49,5 @@ def parse(command: str, words: list[str]) -> argparse.Namespace:
         parser.add_argument("--to", type=int, help="number of steps to apply; default: all")
         parser.add_argument("--output", required=True, help="folder to save the model and its tokenizer to")
         parser.add_argument("--device", default="cpu", help="where to rebuild it (default: cpu)")
+        parser.add_argument("--data_dir", help="of a guided run, whose rows are needed; default: as it was given")
     return parser.parse_args(words)

@@ -55,8 +55,8 @@ class ModelRecipe:
     def to_json(self) -> dict[str, Any]:
         """JSON values that `from_json` reads."""
         values = asdict(self)
-        if self.tuning is not None and self.tuning.blocks is None:
-            del values["tuning"]["blocks"]  # logs made before blocks could be chosen are the same job's
+        if self.tuning is not None:  # logs made before these could be chosen are the same job's
+            values["tuning"] = {k: v for k, v in values["tuning"].items() if k not in ("blocks", "stream") or v}
         return values
 
     @classmethod

@@ -33,6 +33,7 @@ from justforward.models.blocks import chosen, find_blocks
 from justforward.models.loading import LoadedModel
 from justforward.models.prefix_mlp import PrefixMLPModel
 from justforward.models.reading import listed
+from justforward.models.residual import find_stream
 from justforward.models.towers import inside, unseen_towers
 from justforward.registry import Registry
 
@@ -54,7 +55,8 @@ class TuningSettings:
 
     method: a name in TUNERS. untie: give the head weights of its own first. lora_r, lora_alpha: rank and scale of
     LoRA. num_prefix: length of the prefix in tokens; reparametrise: make the prefix by an MLP; prefix_from_activations:
-    start it from the activations of random tokens; blocks: "A:B", the blocks that are trained, or put LoRA on.
+    start it from the activations of random tokens; blocks: "A:B", the blocks that are trained, or put LoRA on; stream:
+    put LoRA on the layers that add to the residual stream, in place of query and value.
     """
 
     method: str = "full"
@@ -65,6 +67,7 @@ class TuningSettings:
     reparametrise: bool = False
     prefix_from_activations: bool = True
     blocks: str | None = None
+    stream: bool = False
 
 
 Tuner = Callable[[LoadedModel, TuningSettings], LoadedModel]
@@ -126,14 +129,14 @@ def tune_head(loaded: LoadedModel, settings: TuningSettings) -> LoadedModel:
 
 @TUNERS.register("lora")
 def tune_lora(loaded: LoadedModel, settings: TuningSettings) -> LoadedModel:
-    """Train low-rank updates of the query and value projections (Hu et al. 2022), without dropout.
+    """Train low-rank updates of the query and value projections, or others (Hu et al. 2022), without dropout.
 
     W x  becomes  W x + (lora_alpha / lora_r) B A x,  A [r, in] random, B [out, r] zero at the start.
     """
     with torch.no_grad():
         towers = unseen_towers(loaded.model, loaded.tokenizer)
-    targets = lora_targets(loaded.model, towers)
-    named = [(name, m) for name, m in loaded.model.named_modules() if name.rsplit(".", 1)[-1] in targets]
+    targets = _stream(loaded.model) if settings.stream else lora_targets(loaded.model, towers)
+    named = [(name, m) for name, m in loaded.model.named_modules() if {name, name.rsplit(".", 1)[-1]} & {*targets}]
     reached = [(name, m) for name, m in named if not inside(name, towers)]
     if len(reached) < len(named):
         logger.info("text does not reach %s: no LoRA there", listed(towers))
@@ -185,6 +188,10 @@ def tune_prefix(loaded: LoadedModel, settings: TuningSettings) -> LoadedModel:
         initialize_kv_prefix_from_past_key_values(tuned, past_key_values=cache)
     positions = getattr(text_config, "max_position_embeddings", None) or loaded.max_length + length
     return dataclasses.replace(loaded, model=tuned, max_length=min(loaded.max_length, positions - length))
+
+
+def _stream(model: PreTrainedModel) -> tuple[str, ...]:
+    return tuple(one.name.removesuffix(".weight") for one in find_stream(model).projections)
 
 
 def lora_targets(model: PreTrainedModel, towers: Sequence[str] = ()) -> tuple[str, ...]:

@@ -27,6 +27,9 @@ from typing import Any
 MAGIC = b"JFTRAJ1\n"
 FILE_NAME = "trajectory.log"
 
+GUIDED_FILE_NAME = "guided.log"
+"""The same of guided steps: of each the scale of its direction, and its parts'. The directions take the rows."""
+
 MARK = "trajectory.json"
 """In a checkpoint without weights: {"step": its step, "from": a checkpoint with weights to start from, or null}."""
 

@@ -12,7 +12,7 @@ never made: it is held as its two factors. The idea, what was measured of it and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from justforward.models.residual import Projection, ResidualStream
-from justforward.optim.guided import Factors, Shifted
+from justforward.optim.factors import Factors
 from justforward.optim.scored_head import PIECE
 
 
@@ -142,7 +142,7 @@ def _through(norm: nn.Module, x: Tensor, error: Tensor) -> Tensor:
     return found
 
 
-def check(guide: Guide, loss: float, last: Mapping[str, Factors], shifted: Shifted) -> float:
+def check(guide: Guide, loss: float, last: Mapping[str, Factors], shifted: Callable[[float], float]) -> float:
     """Hold the last block's last layer, whose guide is its gradient, to a finite difference; returns their ratio.
 
     A family may multiply what a block adds, or its logits, by a number of its own: all directions are then so many

@@ -6,6 +6,8 @@ An objective encodes a sample into an `Example` once, before training. At a step
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +34,15 @@ class Example:
     label: int
     sample: Sample | None = None
     prompt: tuple[int, ...] = ()
+
+
+def rows_fingerprint(examples: Sequence[Example]) -> str:
+    """What tells training rows from others."""
+    digest = hashlib.sha256()
+    for example in examples:
+        told = [[list(row.tokens), row.start] for row in example.rows], example.label, list(example.prompt)
+        digest.update(json.dumps(told).encode())
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,10 @@ class Objective(Protocol):
 
 class ScoredObjective(ABC):
     """An objective that is a function of the rows' scores."""
+
+    @abstractmethod
+    def encode(self, encoder: PromptEncoder, sample: Sample) -> Example:
+        """See Objective."""
 
     @abstractmethod
     def batch(self, engine: ScoringEngine, examples: Sequence[Example], owners: tuple[int, ...] | None = None) -> Batch:

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from justforward.optim.log import FILE_NAME
+from justforward.optim.log import FILE_NAME, GUIDED_FILE_NAME
 from justforward.training.checkpoints import STATE, checkpoints
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,15 @@ FULL = ("config.json", "generation_config.json", "model*.safetensors", "pytorch_
 FULL += ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*", "merges.txt")
 TOKENIZER += ("spiece.model", "sentencepiece*", "*.tiktoken")
-RUN = (STATE, FILE_NAME, "training_args.bin", "justforward_*.json", "all_results.json", "train_results.json")
+RUN = (
+    STATE,
+    FILE_NAME,
+    GUIDED_FILE_NAME,
+    "training_args.bin",
+    "justforward_*.json",
+    "all_results.json",
+    "train_results.json",
+)
 CARDS = ("# A fine-tuned model as a trajectory log", "library_name: peft")
 """What tells a README.md that was written by a training."""
 

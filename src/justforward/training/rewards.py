@@ -18,7 +18,7 @@ from justforward.scoring.generation import Generator
 from justforward.scoring.prompts import PromptEncoder
 from justforward.tasks.base import Sample, Task
 from justforward.tasks.metrics import METRICS, Prediction, check_metric
-from justforward.training.objectives import OBJECTIVES, Batch, Example, Measured
+from justforward.training.objectives import OBJECTIVES, Batch, Example, Measured, ScoredObjective
 
 Reward = Callable[[Sequence[Sample], Sequence[Any]], Sequence[float]]
 """(samples, outputs) -> one number per sample, larger is better; an output is a generated text or a candidate."""
@@ -96,20 +96,24 @@ class RewardObjective:
 
     The output is the generated text (generation tasks) or the candidate with the highest score. Sampling draws the same
     random numbers at both probes, so that their difference is the weights' alone.
+
+    guide: the loss of the right answers, where a training needs one beside the reward.
     """
 
-    def __init__(self, reward: Reward, generator: Generator | None = None):
-        self.reward, self.generator = reward, generator
+    def __init__(self, reward: Reward, generator: Generator | None = None, guide: ScoredObjective | None = None):
+        self.reward, self.generator, self.guide = reward, generator, guide
 
     def encode(self, encoder: PromptEncoder, sample: Sample) -> Example:
-        """The prompt to continue, or all candidates' rows."""
+        """The prompt to continue, or all candidates' rows; and the guide's rows and label."""
+        told = None if self.guide is None else self.guide.encode(encoder, sample)
         if encoder.task.generation:
-            return Example((), 0, sample, encoder.generation(sample))
-        return Example(tuple(encoder.candidates(sample)), 0, sample)
+            return Example(() if told is None else told.rows, 0, sample, encoder.generation(sample))
+        return Example(tuple(encoder.candidates(sample)), 0 if told is None else told.label, sample)
 
     def batch(self, engine: ScoringEngine, examples: Sequence[Example]) -> Batch:
         """See Objective; the loss averages samples."""
-        return Batch(tuple(examples), engine.plan([r for e in examples for r in e.rows]), len(examples))
+        rows = [row for example in examples if not example.prompt for row in example.rows]
+        return Batch(tuple(examples), engine.plan(rows), len(examples))
 
     def measure(self, engine: ScoringEngine, batch: Batch) -> Measured:
         """See the class."""

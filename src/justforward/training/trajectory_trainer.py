@@ -13,7 +13,7 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState
@@ -72,13 +72,18 @@ class TrajectoryMixin(CheckpointMixin):
             self.writes_log = False
         if save_trajectory and not self.writes_log:
             raise ValueError("--save_trajectory needs the trajectory log, which this run does not write")
-        self._log = _LogCallback(self)
+        self._log = LogCallback(self)
         self.add_callback(self._log)
 
     @property
     def log_path(self) -> Path:
         """Where the run is logged."""
         return Path(self.args.output_dir or ".") / FILE_NAME
+
+    @property
+    def logged_optimizer(self) -> MeZO | None:
+        """What appends to the log; None where there is none."""
+        return self.mezo if self.writes_log and self.mezo and isinstance(self.mezo.noise, Directions) else None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's; `resume_from_checkpoint` may also be a trajectory log: the run goes on where it ends."""
@@ -233,44 +238,63 @@ class TrajectoryMixin(CheckpointMixin):
         return log
 
 
-class _LogCallback(TrainerCallback):
+class Logged(Protocol):
+    """A Trainer whose run is logged."""
+
+    @property
+    def log_path(self) -> Path:
+        """Where."""
+        ...
+
+    @property
+    def logged_optimizer(self) -> Any:
+        """What appends to the log, its `trajectory`; None where there is none."""
+        ...
+
+    def header(self) -> dict[str, Any]:
+        """What pins the run."""
+        ...
+
+
+class LogCallback(TrainerCallback):
     """Opens the log when training begins, whatever it begins from, and closes it when it ends."""
 
-    def __init__(self, trainer: TrajectoryMixin):
+    def __init__(self, trainer: Logged):
         self.trainer = trainer
         self.writer: TrajectoryWriter | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        trainer = self.trainer
-        if not trainer.writes_log or trainer.mezo is None or not isinstance(trainer.mezo.noise, Directions):
+        """See the class."""
+        trainer, optimizer = self.trainer, self.trainer.logged_optimizer
+        if optimizer is None or not args.should_save:
             return
-        if args.should_save:
-            header = json.loads(json.dumps(trainer.header()))
-            resume_at = state.global_step if state.global_step and trainer.log_path.exists() else None
-            if state.global_step and resume_at is None:
-                logger.warning("no log of the steps before %d: this run writes none", state.global_step)
-                return
-            try:
-                self.writer = TrajectoryWriter(trainer.log_path, header, resume_at=resume_at)
-            except LogError as error:  # the weights are a checkpoint's, and their steps are not in this log
-                put_aside(trainer.log_path)
-                logger.warning("%s; going on from the checkpoint without a log", error)
-                return
-            trainer.mezo.trajectory = self.writer
+        header = json.loads(json.dumps(trainer.header()))
+        resume_at = state.global_step if state.global_step and trainer.log_path.exists() else None
+        if state.global_step and resume_at is None:
+            logger.warning("no log of the steps before %d: this run writes none", state.global_step)
+            return
+        try:
+            self.writer = TrajectoryWriter(trainer.log_path, header, resume_at=resume_at)
+        except LogError as error:  # the weights are a checkpoint's, and their steps are not in this log
+            put_aside(trainer.log_path)
+            logger.warning("%s; going on from the checkpoint without a log", error)
+            return
+        optimizer.trajectory = self.writer
 
     def close(self) -> None:
         """Close the log, whether training has ended or failed."""
         if self.writer is not None:
             self.writer.close()
-        if self.trainer.mezo is not None:
-            self.trainer.mezo.trajectory = None
+        if self.trainer.logged_optimizer is not None:
+            self.trainer.logged_optimizer.trajectory = None
 
 
 def put_aside(log: Path) -> None:
     """Keep the log of another run under a name of its own; it is a whole run, and small."""
-    number = next(i for i in itertools.count(1) if not log.with_name(f"trajectory-{i}.log").exists())
-    log.rename(log.with_name(f"trajectory-{number}.log"))
-    logger.info("the log of another run in %s is kept as trajectory-%d.log", log.parent, number)
+    names = (f"{log.stem}-{i}{log.suffix}" for i in itertools.count(1))
+    name = next(name for name in names if not log.with_name(name).exists())
+    log.rename(log.with_name(name))
+    logger.info("the log of another run in %s is kept as %s", log.parent, name)
 
 
 def _start_of(checkpoint: Path) -> Path | None:

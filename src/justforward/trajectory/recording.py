@@ -15,8 +15,11 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainingArguments, get_scheduler
 
+from justforward.noise import ROUNDING_VERSION
 from justforward.optim import MeZO
 from justforward.optim.distribution.shards import pieces
+from justforward.optim.given import named
+from justforward.optim.guided import Guided
 from justforward.optim.log import is_skipped
 
 UNPREDICTABLE = ("reduce_lr_on_plateau", "greedy")
@@ -73,6 +76,26 @@ def describe_run(
     }
 
 
+def describe_steps(
+    guided: Guided, schedule: Mapping[str, Any], base: str, facts: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The same for guided steps, whose directions take the rows: `facts` must tell these too."""
+    pairs = [(i, pair) for i, group in enumerate(guided.param_groups) for pair in named(group)]
+    return {
+        "format": 1,
+        "kind": "guided",
+        "version": importlib.metadata.version("justforward"),
+        "base": base,
+        "schedule": dict(schedule),
+        "samples": guided.record_size,
+        "seed": guided.seed,
+        "rounding": f"{guided.rounding} {ROUNDING_VERSION}",
+        "groups": [{"weight_decay": group["weight_decay"]} for group in guided.param_groups],
+        "parameters": [[n, list(p.shape), str(p.dtype).removeprefix("torch."), i] for i, (n, p) in pairs],
+        **(facts or {}),
+    }
+
+
 def apply_steps(
     mezo: MeZO, header: Mapping[str, Any], steps: Sequence[tuple[float, ...]], *, first: int = 0, progress: Any = None
 ) -> None:
@@ -91,10 +114,10 @@ def apply_steps(
 
 def restore(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Copy weights into the parameters of the same names."""
-    named = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in weights.items():
-            for piece, start in pieces(named[name]):
+            for piece, start in pieces(parameters[name]):
                 piece.copy_(value.flatten()[start : start + piece.numel()].view_as(piece))
 
 
@@ -103,10 +126,10 @@ def groups_of(header: Mapping[str, Any], model: nn.Module) -> list[dict[str, Any
 
     Raises ValueError where the model has other parameters than the run had.
     """
-    named = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
     groups: list[dict[str, Any]] = [{**group, "params": []} for group in header["groups"]]
     for name, shape, dtype, group in header["parameters"]:
-        p = named.get(name)
+        p = parameters.get(name)
         if p is None or list(p.shape) != shape or str(p.dtype) != f"torch.{dtype}":
             found = "is missing" if p is None else f"is {str(p.dtype).removeprefix('torch.')} {list(p.shape)}"
             raise ValueError(f"the log is of another model: its {name} is {dtype} {shape}, here it {found}")

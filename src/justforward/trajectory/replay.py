@@ -19,7 +19,7 @@ from justforward.noise import DISTRIBUTIONS, NOISE_VERSION, ROUNDING_VERSION
 from justforward.optim import MeZO
 from justforward.optim.build import from_header
 from justforward.optim.directions.base import Directions
-from justforward.optim.log import FILE_NAME, Layout, LogError, Trajectory, read
+from justforward.optim.log import FILE_NAME, GUIDED_FILE_NAME, Layout, LogError, Trajectory, read
 from justforward.optim.rules.base import Rule
 from justforward.results.files import write_text
 from justforward.trajectory.recording import apply_steps, count_skipped, groups_of
@@ -48,14 +48,14 @@ def replay(
 
     Raises ValueError for a log that is damaged, too short, without the base it was made from, or of another version.
     """
-    log = read(_file(path))
-    if to is None:
-        log.check()
-        to = len(log.steps)
-    if not 0 <= to <= len(log.steps):
-        log.check()
-        raise ValueError(f"--to {to}: {log.path} holds {len(log.steps)} steps; give a number from 0 to that")
+    log = read(log_file(path))
+    to = steps_of(log, to)
     header = log.header
+    if is_guided(log):
+        raise ValueError(
+            f"{log.path}: the directions of a guided run are made of its training rows: rebuild it with justforward "
+            f"replay {log.path.parent} --output FOLDER, where the task's data is"
+        )
     recipe = _recipe(log, model_name)
     noise, rule = _method(log)
     loaded = recipe.build(device=device)
@@ -84,9 +84,28 @@ def load(folder: str | Path, *, model: str | None = None, device: str = "cpu") -
     return replay(folder, model_name=model, device=device)
 
 
-def _file(path: str | Path) -> Path:
+def is_guided(log: Trajectory) -> bool:
+    """Whether a log is of guided steps, which take the task's data to rebuild."""
+    return log.header.get("kind") == "guided"
+
+
+def steps_of(log: Trajectory, to: int | None) -> int:
+    """How many steps to apply; None: all. Raises ValueError for more than there are, and LogError for a damaged log."""
+    if to is None:
+        log.check()
+        return len(log.steps)
+    if not 0 <= to <= len(log.steps):
+        log.check()
+        raise ValueError(f"--to {to}: {log.path} holds {len(log.steps)} steps; give a number from 0 to that")
+    return to
+
+
+def log_file(path: str | Path) -> Path:
+    """A log, or that in a folder. Raises ValueError where there is none."""
     path = Path(path).expanduser()
-    path = path / FILE_NAME if path.is_dir() else path
+    if path.is_dir():
+        guided = path / GUIDED_FILE_NAME
+        path = guided if guided.is_file() and not (path / FILE_NAME).is_file() else path / FILE_NAME
     if not path.is_file():
         raise ValueError(f"{path}: no such trajectory log")
     return path
@@ -115,7 +134,7 @@ def _method(log: Trajectory) -> tuple[Directions, Rule]:
 
 def describe(path: str | Path) -> list[str]:
     """Lines that describe and verify a log. Raises LogError for one that is damaged."""
-    log = read(_file(path))
+    log = read(log_file(path))
     header = log.header
     size = Layout(header["samples"], 0).record_size
     recipe = header.get("recipe") or {}
@@ -128,10 +147,11 @@ def describe(path: str | Path) -> list[str]:
         f"trained   {method} {trained} parameters in {len(header['parameters'])} tensors",
         f"schedule  {header['schedule']}",
         f"groups    {header['groups']}",
-        f"noise     {header['noise']}, seed {header['seed']}, {header['samples']} directions a step",
+        f"noise     {header['noise']}, seed {header['seed']}, {header['samples']} "
+        f"{'numbers' if is_guided(log) else 'directions'} a step",
         f"rounding  {header['rounding']}",
         f"steps     {len(log.steps)} of {header['schedule']['total_steps']}, {count_skipped(log.steps)} skipped, mean"
-        f" |projected gradient| {sum(grads) / max(1, len(grads)):.4g}",
+        f" |{'number' if is_guided(log) else 'projected gradient'}| {sum(grads) / max(1, len(grads)):.4g}",
     ]
     if log.torn:
         lines.append(f"torn      {log.torn} bytes of an unfinished record at the end: harmless, the step was not made")
@@ -157,7 +177,7 @@ started from; its weights are checked.
 
 def write_card(folder: Path) -> None:
     """A README beside the log, for whoever gets the folder."""
-    log = read(_file(folder))
+    log = read(log_file(folder))
     recipe = log.header.get("recipe") or {}
     text = CARD.format(
         model=recipe.get("model_name", "?"),

@@ -79,8 +79,8 @@ def _embedding(
         return None
     if own_class not in own.spreads:
         expected = _one_by_one(own, alone, owners, args, kwargs)
-        near = {"rtol": 2 * torch.finfo(expected.dtype).eps, "atol": 0.01 * abs(own.by.scales[own.used["weight"]])}
-        own.spreads[own_class] = lookup.done and torch.allclose(result, expected, **near)
+        rtol, atol = 2 * torch.finfo(expected.dtype).eps, 0.01 * abs(own.by.scales[own.used["weight"]])
+        own.spreads[own_class] = lookup.done and torch.allclose(result, expected, rtol=rtol, atol=atol)
     return result if own.spreads[own_class] and lookup.done else None
 
 
