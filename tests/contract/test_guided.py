@@ -293,6 +293,7 @@ def test_a_part_that_does_not_help_stops_moving():
     for _ in range(60):
         guided.estimate(loss(), direction(), loss)
         guided.step()
+    assert guided.coefficients is not None
     fitted = guided.coefficients.fitted(guided.progress["told"])
     assert fitted[3] == 1.0
     assert fitted[7] < 0.15

