@@ -11,6 +11,9 @@ from justforward.planning.shape import ModelShape
 from justforward.planning.target import Target
 from justforward.tasks import Task
 
+GUIDED_BLOCKS = 3
+"""As --trainer guided trains unless told otherwise."""
+
 AT_A_TIME = {"MultiRC": 2, "ReCoRD": 2, "DROP": 1}
 """Samples that `finetune.sh` feeds at a time, where that is not the batch."""
 
@@ -61,6 +64,7 @@ class Planner:
         full = {"MODE": "ft", "LR": "1e-7", "EPS": "1e-3"}
         jobs = [
             *self.evaluations(),
+            self.guided(),
             self.mezo("MeZO, all weights", "full", full),
             self.mezo("MeZO, LoRA", "lora", {"MODE": "lora", "LR": "5e-5", "EPS": "1e-2"}),
             self.mezo("MeZO, prefix", "prefix", {"MODE": "prefix", "LR": "1e-3", "EPS": "1e-1"}),
@@ -99,6 +103,20 @@ class Planner:
         needed = replace(memory.mezo(shape, load, method), overhead=self.overheads[1])
         seconds = self.seconds(memory.mezo_flops(shape, load), memory.draws(shape, load, method))
         return Job(name, needed, seconds, "step", self.script("mezo.sh", **settings))
+
+    def guided(self) -> Job:
+        """A guided step in the last blocks; what the others give is computed once, before."""
+        shape, load = self.shape, self.load
+        needed = replace(memory.guided(shape, load, GUIDED_BLOCKS), overhead=self.overheads[0])
+        seconds = self.seconds(memory.guided_flops(shape, load, GUIDED_BLOCKS))
+        asked, name = self.asked, self.asked.task.name
+        words = ["python", "run.py", "--task_name", name, "--model_name", asked.model, "--trainer", "guided"]
+        words += ["--num_train", "1000", "--train_set_seed", "0", "--max_steps", "200", "--save_strategy", "no"]
+        words += ["--per_device_train_batch_size", str(asked.batch), "--output_dir", f"result/{name}-guided"]
+        words += [] if asked.task.generation else ["--train_as_classification"]
+        words += [] if asked.dtype == "float32" else [f"--load_{asked.dtype}"]
+        words += ["--task_file", asked.task_file] if asked.task_file else []
+        return Job("guided, last blocks", needed, seconds, "step", shlex.join(words))
 
     def offloaded(self, settings: dict[str, str]) -> Job:
         """A step of MeZO with the weights in main memory: computing and copying at the same time."""

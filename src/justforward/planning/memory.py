@@ -211,6 +211,24 @@ def mezo(shape: ModelShape, load: Load, method: str = "full") -> Memory:
     return memory
 
 
+def guided(shape: ModelShape, load: Load, blocks: int) -> Memory:
+    """A guided step in the last blocks: a forward pass, and what it tells of each scored position.
+
+    In float32, twice where they are being put together: the error (h), what the layers that add to the stream read (q
+    and f of each block), and the head's rows weighted by the probabilities (h). An update is made in pieces.
+    """
+    passed, normalise = load.cut(load.rows), load.scored > 1
+    told = 2 * 4 * load.rows * load.scored * (2 * shape.hidden + blocks * (shape.query + shape.feed_forward))
+    scratch = 2 * 4 * min(CHUNK, shape.hidden * shape.feed_forward)
+    return replace(forward(shape, passed, normalise=normalise), training=told, scratch=scratch)
+
+
+def guided_flops(shape: ModelShape, load: Load, blocks: int) -> int:
+    """Of a guided step behind kept states: a forward pass of the last blocks and the head, 1.2 of them with probes."""
+    upper = replace(shape, multiplied=shape.multiplied * blocks // shape.layers, layers=blocks)
+    return forward_flops(upper, load, normalise=load.scored > 1) * 6 // 5
+
+
 def offloaded(shape: ModelShape, load: Load) -> Memory:
     """MeZO with the weights in main memory: the GPU holds those of the module that computes and of the next.
 
