@@ -1,6 +1,7 @@
 """What a user would take, on the demo's task, by the command line: accuracy, passes, seconds, memory.
 
 Run: python -m bench.contenders [NAME ...] [--seeds 0 1 2]
+     python -m bench.contenders guided-200 mezo backpropagation --race
 Needs what `make demo` prepares. Names are those of CONTENDERS or the beginning of some, such as "guided".
 
 Every line is the mean of its seeds (the train set's and the training's), on the demo's 300 held-out sentences. Where a
@@ -86,8 +87,8 @@ def result(contender: Contender, seed: int, rate: str | None, *more: str) -> dic
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "result.json"
         place = ["--task_name", "SST2", "--model_name", str(CACHE / "model"), "--data_dir", str(CACHE / "data")]
-        place += ["--output_dir", folder, "--result_file", str(path), "--disable_tqdm", *more]
-        command = [sys.executable, "-m", "justforward", *place, *contender.command(seed, rate)]
+        place += ["--output_dir", folder, "--result_file", str(path), "--disable_tqdm"]
+        command = [sys.executable, "-m", "justforward", *place, *contender.command(seed, rate), *more]
         subprocess.run(command, check=True, capture_output=True)
         return json.loads(path.read_text())
 
@@ -113,16 +114,36 @@ def measure(name: str, seeds: Sequence[int]) -> None:
            accuracies=[round(a, 4) for a in accuracies], learning_rate=rate, **told)  # fmt: skip
 
 
+def race(name: str, target: float = 0.75) -> None:
+    """Seconds of training, frozen blocks included, until the held-out sentences are as often right; looked at often."""
+    contender = CONTENDERS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        rate = contender.rates[1] if len(contender.rates) > 1 else None
+        more = ["--eval_strategy", "steps", "--eval_steps", "5", "--logging_steps", "5", "--save_model"]
+        told = result(contender, 0, rate, *more, "--kept_states", f"{folder}/kept", "--output_dir", folder)
+        history = json.loads((Path(folder) / "trainer_state.json").read_text())["log_history"]
+    right = {entry["step"]: entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry}
+    passes = {entry["step"]: entry["forwards"] for entry in history if "forwards" in entry}
+    step = next((at for at, accuracy in right.items() if accuracy >= target), None)
+    before, each = told.get("kept_states_seconds", 0.0), told["seconds_per_step"]
+    facts: dict[str, Any] = {"frozen_blocks": before, "best": max(right.values()), "seconds_per_step": each}
+    if step is not None:
+        facts |= {"steps": step, "passes": passes.get(step), "training": round(step * each, 1)}
+    facts["all"] = round(before + (step or max(right)) * each, 1)
+    report(f"race to {target}: {name}", reached=step is not None, **facts)
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description="What a user would take, beside each other.")
     parser.add_argument("names", nargs="*", default=[""])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--race", action="store_true", help="seconds to 0.75 in place of accuracies")
     given = parser.parse_args(words if words is not None else [])
     prepare()
     for name in CONTENDERS:
         if any(name.startswith(one) for one in given.names):
-            measure(name, given.seeds)
+            race(name) if given.race else measure(name, given.seeds)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ Run: python -m bench.reward [--seeds 0 1 2]
 Needs the model that `make demo` prepares.
 
 Rows are SQuAD-like and made here: a few sentences of facts, and a question whose answer is a span of them. A pass
-counts as one, whether it generates or scores. The last three blocks are trained in bfloat16 where the processor has it. MeZO's
-learning rate is the best of RATES by the mean of the same seeds, which is in its favour.
+counts as one, whether it generates or scores. The last three blocks are trained, in bfloat16 where the processor has
+it. Of MeZO there is a line for each of RATES: the best of them is chosen in its favour.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def main(words: Sequence[str] | None = None) -> None:
         report("reward: before", f1=round(f1(folder, "--num_train", "0"), 4))
         for name, how in ways.items():
             found = [f1(folder, *training, *how, "--train_set_seed", str(s), "--seed", str(s)) for s in seeds]
-            told = {"f1": round(statistics.fmean(found), 4), "half": round(_half(found), 4)}
+            told: dict[str, Any] = {"f1": round(statistics.fmean(found), 4), "half": round(_half(found), 4)}
             report(f"reward: {name}", **told, values=[round(value, 4) for value in found], passes=PASSES)
 
 
