@@ -73,6 +73,10 @@ CONTENDERS = {
     "eggroll": Contender(f"{ZO} --zo_method eggroll --max_steps 100", ("1e-2", "3e-2"), "-3:"),
     "fzoo": Contender(f"{ZO} --zo_method fzoo --max_steps 22", ("3e-5", "1e-4"), "-3:"),
     "mezo-lora": Contender(f"{ZO} --max_steps 100 --lora --zo_eps 1e-2", ("1e-3", "1e-2"), "-3:"),
+    **{
+        f"{name}-lora": Contender(f"{ZO} --zo_method {name} --max_steps 100 --lora --zo_eps 1e-2", rates, "-3:")
+        for name, rates in (("zo-adam", ("1e-3", "1e-2")), ("zo-sign", ("1e-4", "1e-3")))
+    },
     **{f"blocks-guided-{a}": Contender(f"{GUIDED} --max_steps 100", blocks=f"{a}:") for a in (20, 15, 10, 0)},
     **{
         f"blocks-coefficients-{a}": Contender(f"{GUIDED} --max_steps 100 --guide_coefficients", blocks=f"{a}:")
