@@ -31,17 +31,24 @@ from justforward.optim.distribution.ranks import join_cpu_ranks
 from justforward.optim.methods import get_method
 from justforward.optim.rules.base import Rule
 from justforward.scoring import ScoringEngine
+from justforward.scoring.chat import ChatEncoder, encoder_of
 from justforward.scoring.evaluation import Evaluator
 from justforward.scoring.generation import GenerationSettings, Generator
 from justforward.scoring.kept import UpperBlocks, keep
 from justforward.scoring.prompts import PromptEncoder, Row
-from justforward.tasks import Task
+from justforward.tasks import Task, as_conversations, find_task
 from justforward.training.guided_trainer import GuidedTrainer
 from justforward.training.objective_trainer import ObjectiveMeZOTrainer, ObjectiveTrainer
 from justforward.training.objectives import OBJECTIVES, Example, Objective
 from justforward.training.rewards import RewardObjective, find_reward
 
 AnyTrainer = ObjectiveTrainer | ObjectiveMeZOTrainer | GuidedTrainer
+
+
+def task_of(job: JobArguments) -> Task:
+    """The task that the arguments name, as texts or as conversations. Raises ValueError, in one line."""
+    task = find_task(job.task_name, job.task_file)
+    return as_conversations(task, chat=job.chat_template, system=job.system_prompt)
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ class Assembly:
         """What evaluates a model on the task."""
         job = self.job
         embedding: Any = loaded.model.get_input_embeddings()
-        encoder = PromptEncoder(
+        encoder = encoder_of(
             loaded.tokenizer,
             self.task,
             max_length=loaded.max_length,
@@ -116,13 +123,13 @@ class Assembly:
         return Evaluator(
             encoder,
             ScoringEngine(loaded.model, token_budget=job.token_budget, device=device),
-            self._generator(loaded, device) if self.task.generation else None,
+            self._generator(loaded, encoder, device) if self.task.generation else None,
             calibration="sfc" if job.sfc else "icl_sfc" if job.icl_sfc else None,
             verbose=job.verbose,
         )
 
-    def _generator(self, loaded: LoadedModel, device: torch.device | None) -> Generator:
-        job = self.job
+    def _generator(self, loaded: LoadedModel, encoder: PromptEncoder, device: torch.device | None) -> Generator:
+        job, end = self.job, encoder.end_of_turn if isinstance(encoder, ChatEncoder) else None
         settings = GenerationSettings(
             max_new_tokens=job.max_new_tokens,
             eos_token=job.eos_token,
@@ -132,7 +139,14 @@ class Assembly:
             top_k=job.top_k,
             top_p=job.top_p,
         )
-        return Generator(loaded.model, loaded.tokenizer, settings, token_budget=job.token_budget, device=device)
+        return Generator(
+            loaded.model,
+            loaded.tokenizer,
+            settings,
+            token_budget=job.token_budget,
+            device=device,
+            ends=[] if end is None else [end],
+        )
 
     def objective(self, evaluator: Evaluator) -> Objective:
         """What training minimises."""

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainingArguments
 
 from justforward import launcher
-from justforward.assembly import Assembly, check_reporters, training_arguments
+from justforward.assembly import Assembly, check_reporters, task_of, training_arguments
 from justforward.auto.settle import FILE_NAME as AUTO_FILE
 from justforward.auto.settle import settle
 from justforward.command_line.arguments import Parsed
@@ -33,7 +33,7 @@ from justforward.results.provenance import run_facts
 from justforward.scoring import ScoringEngine
 from justforward.scoring.evaluation import Evaluator, Outcome
 from justforward.scoring.remarks import cut_facts
-from justforward.tasks import Sample, Splits, Task, find_task
+from justforward.tasks import Sample, Splits, Task
 from justforward.tasks.from_file import pinned
 from justforward.tasks.sampling import TrainSet, eval_indices, train_sets
 from justforward.training.failures import refuse_failed
@@ -77,7 +77,7 @@ def run(parsed: Parsed, callbacks: Sequence[TrainerCallback] = ()) -> None:
 
 def _run(parsed: Parsed, callbacks: Sequence[TrainerCallback]) -> None:
     job = parsed.job
-    task = find_task(job.task_name, job.task_file)
+    task = task_of(job)
     splits = task.load(job.data_dir)
     arguments = training_arguments(parsed)
     trains = job.trainer != "none"

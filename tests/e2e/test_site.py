@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from justforward.command_line.job import job_specs
 from justforward.command_line.old_spellings import RENAMED
+from justforward.command_line.specs import job_specs
 from justforward.command_line.trainer_fields import trainer_specs
 from justforward.commands.cli import COMMANDS
 

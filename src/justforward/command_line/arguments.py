@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from justforward.command_line.checks import check, name_task
-from justforward.command_line.job import JobArguments, job_specs
+from justforward.command_line.job import JobArguments
 from justforward.command_line.parser import build_parser, read_words, to_words
+from justforward.command_line.specs import job_specs
 from justforward.command_line.trainer_fields import AUTO, OUR_DEFAULTS, trainer_specs
 from justforward.command_line.zeroth_order_checks import check_auto
 from justforward.optim.methods import get_method

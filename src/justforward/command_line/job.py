@@ -1,4 +1,4 @@
-"""A job's own arguments, each with its help and default; `job_specs` makes them command-line arguments.
+"""A job's own arguments, each with its help and default; `specs.job_specs` makes them command-line arguments.
 
 Names, types and defaults are the interface that users' scripts rely on: they are frozen by tests/fixtures/cli.json.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from justforward.command_line.trainer_fields import ArgumentSpec
 from justforward.optim.methods import METHODS
 
 DATA = "Task and data"
@@ -28,7 +27,7 @@ def _arg(group: str, default: Any, text: str, *, choices: tuple[str, ...] = (), 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JobArguments:
-    """What to do with which model on which task. `job_specs()` makes command-line arguments of the fields."""
+    """What to do with which model on which task. `specs.job_specs` makes command-line arguments of the fields."""
 
     task_name: str = _arg(
         DATA,
@@ -116,6 +115,15 @@ class JobArguments:
         None,
         "Most tokens in one forward batch of the evaluation, padding included. Lower it when memory runs out. "
         "none: 2048 on a CPU, 16384 on a GPU.",
+    )
+    chat_template: bool = _arg(
+        EVALUATION,
+        False,
+        "Prompts are turns of a conversation, by the tokenizer's own chat template; options and answers stand in the "
+        "assistant's turn. False: plain texts, unless a task file says chat = true.",
+    )
+    system_prompt: str | None = _arg(
+        EVALUATION, None, "With chat_template: what the conversation begins with. none: what the template says."
     )
     no_eval: bool = _arg(EVALUATION, False, "Skip the evaluation that follows training.")
 
@@ -376,21 +384,5 @@ class JobArguments:
 LATER_ARGUMENTS = {
     *("zo_method", "zo_directions", "zo_rule", "zo_sides", "zo_split", "zo_rank", "zo_refresh"),
     *("zo_sparsity", "zo_angle", "zo_beta", "zo_beta1", "zo_beta2", "zo_window"),
-    *("train_blocks", "kept_states", "guide_coefficients", "guide_noise"),
+    *("train_blocks", "kept_states", "guide_coefficients", "guide_noise", "chat_template", "system_prompt"),
 }
-
-
-def job_specs() -> tuple[ArgumentSpec, ...]:
-    """The fields of `JobArguments` as command-line arguments."""
-    return tuple(
-        ArgumentSpec(
-            name=field.name,
-            annotation=str(field.type),
-            default=field.default,
-            help=field.metadata["help"],
-            group=field.metadata["group"],
-            choices=field.metadata["choices"],
-            aliases=field.metadata["aliases"],
-        )
-        for field in dataclasses.fields(JobArguments)
-    )

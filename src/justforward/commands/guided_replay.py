@@ -8,12 +8,12 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from justforward.assembly import Assembly, training_arguments
+from justforward.assembly import Assembly, task_of, training_arguments
 from justforward.command_line.arguments import Parsed, parse
 from justforward.models.fingerprint import fingerprint
 from justforward.models.loading import LoadedModel
 from justforward.optim.log import LogError, Trajectory
-from justforward.tasks import Sample, Task, find_task
+from justforward.tasks import Sample, Task
 from justforward.tasks.sampling import train_sets
 from justforward.training.guided_trainer import GuidedTrainer
 from justforward.training.objectives import rows_fingerprint
@@ -99,7 +99,7 @@ def _rows(log: Trajectory, parsed: Parsed) -> tuple[Task, list[Sample], list[Sam
     """The task, and the rows that were drawn for training and for development."""
     job = parsed.job
     try:
-        task = find_task(job.task_name, job.task_file)
+        task = task_of(job)
         splits = task.load(job.data_dir)
         sets = train_sets(
             len(splits.train),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from justforward.command_line.parser import Parser
-from justforward.tasks import TASKS, Sample, Splits, Task, find_task, names
+from justforward.tasks import TASKS, Sample, Splits, Task, as_conversations, find_task, names
 from justforward.tasks.metrics import METRICS, Prediction
 from justforward.tasks.sampling import train_sets
 
@@ -32,10 +32,13 @@ def task_command(words: list[str]) -> None:
         print("\n".join(listing()))
         return
     task = find_task(given.task, given.task if given.task.endswith((".toml", ".py")) else None)
+    task = as_conversations(task, chat=given.chat_template, system=given.system_prompt)
     splits = task.load(given.data_dir)
     print("\n".join(describe(task, splits, given.num)))
     if given.model_name is not None:
         tokens = _measure(task, splits, given)
+        if task.chat:
+            print("\n".join(_rendered(tokens.encoder, splits, given.num)))
         print("\n".join(tokens.lines()))
         if tokens.problems:
             found = f"{len(tokens.problems)} kinds of problems" if len(tokens.problems) > 1 else "a problem"
@@ -57,6 +60,8 @@ def parse(words: list[str]) -> argparse.Namespace:
     check.add_argument("--max_new_tokens", type=int, default=50, help="room for a generated answer (default: 50)")
     check.add_argument("--eos_token", default="\n", help="text that ends a generated answer, as for a run")
     check.add_argument("--bos_token_id", type=int, help="token before every prompt, as for a run")
+    check.add_argument("--chat_template", action="store_true", help="as conversations, as for a run")
+    check.add_argument("--system_prompt", help="what they begin with, as for a run")
     check.add_argument("--trust_remote_code", action="store_true", help="as for a run")
     try:
         given = parser.parse_args(words)
@@ -241,7 +246,7 @@ class Tokens:
 
 def _measure(task: Task, splits: Splits, given: argparse.Namespace) -> Tokens:
     from justforward.models.loading import embedding_rows, load_tokenizer
-    from justforward.scoring.prompts import PromptEncoder
+    from justforward.scoring.chat import encoder_of
     from justforward.scoring.stopping import unwritable
 
     common = {"trust_remote_code": given.trust_remote_code}
@@ -250,13 +255,25 @@ def _measure(task: Task, splits: Splits, given: argparse.Namespace) -> Tokens:
     )
     rows = embedding_rows(given.model_name, **common)
     settings = {"max_new_tokens": given.max_new_tokens, "bos_token_id": bos, "embedding_rows": rows}
-    limit = PromptEncoder(tokenizer, task, max_length=max_length, **settings).max_length
-    encoder = PromptEncoder(tokenizer, task, max_length=_UNCUT, **settings)
+    limit = encoder_of(tokenizer, task, max_length=max_length, **settings).max_length
+    encoder = encoder_of(tokenizer, task, max_length=_UNCUT, **settings)
     note = unwritable(tokenizer, given.eos_token) if task.generation else None
     tokens = Tokens(given.model_name, encoder, limit, given.num_train, note=note)
     for sample, demonstrations in _rows(splits, given.num_train):
         tokens.add(sample, demonstrations)
     return tokens
+
+
+def _rendered(encoder: PromptEncoder, splits: Splits, num: int) -> Iterator[str]:
+    """The first rows as the model reads them, with the right answer; and which of their tokens are control tokens."""
+    tokenizer, control = encoder.tokenizer, set(encoder.tokenize.control_tokens().values())
+    for sample in splits.train[:num]:
+        row = encoder.gold(sample)
+        yield f"\ntraining row {sample.id} as a conversation; what is scored stands behind >>>"
+        text = tokenizer.decode(row.tokens[: row.start]) + ">>>" + tokenizer.decode(row.tokens[row.start :])
+        yield from (f"  | {line}" for line in text.split("\n"))
+        counts = Counter(tokenizer.convert_ids_to_tokens([token for token in row.tokens if token in control]))
+        yield "  control tokens: " + (", ".join(f"{name} x {n}" for name, n in counts.items()) or "none")
 
 
 def _rows(splits: Splits, shots: int) -> Iterator[tuple[Sample, list[Sample]]]:

@@ -51,7 +51,8 @@ class GenerationSettings:
 class Generator:
     """Continues token rows with one model; `token_budget` bounds rows x (prompt + new tokens) of a batch.
 
-    device: where the model computes; None for where its weights are.
+    device: where the model computes; None for where its weights are; ends: tokens that end an answer, besides those
+    that tokenizer and model name.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Generator:
         *,
         token_budget: int | None = None,
         device: torch.device | None = None,
+        ends: Sequence[int] = (),
     ):
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self.device = device or next(model.parameters()).device
@@ -72,7 +74,7 @@ class Generator:
         base: Any = getattr(model, "get_base_model", lambda: model)()
         rows = base.get_input_embeddings().weight.shape[0]
         stops = stop_tokens(tokenizer, settings.eos_token, base.generation_config)
-        self.stops = [token for token in stops if token < rows]
+        self.stops = [token for token in dict.fromkeys([*stops, *ends]) if token < rows]
         # Masked, so that any token of the embedding will do.
         self.pad = next((t for t in (*token_ids(tokenizer.pad_token_id), *self.stops) if t < rows), 0)
         self.continuer = Continuer(

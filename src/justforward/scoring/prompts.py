@@ -8,7 +8,7 @@ is what follows the tokens that the text shares with its prompt alone: the same,
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -114,38 +114,38 @@ class PromptEncoder:
     def generation(self, sample: Sample, demonstrations: Sequence[Sample] = ()) -> tuple[int, ...]:
         """The token row of the prompt alone, to be continued by at most `max_new_tokens` tokens."""
         prompt = self.task.prompt(self.tokenize.as_text(sample)).strip(" ")
-        text = self._behind(self._context(demonstrations), prompt)
+        text = self._shown(demonstrations)(prompt, prompt)
         self.remarks.kept_text(sample, [text])
         tokens = self.tokenize.starting(self.tokenize([text])[0])
         self._check_ids(tokens, "the text holds", "take it out of the text", f" (row {sample.id})")
         return self._cut(sample, tokens)
 
-    def _context(self, demonstrations: Sequence[Sample]) -> str:
+    def _shown(self, demonstrations: Sequence[Sample]) -> Callable[[str, str], str]:
+        """How (a prompt, a text that begins with it) stand behind demonstrations: the text that is tokenised."""
         task, context = self.task, ""
         for shown in map(self.tokenize.as_text, demonstrations):
-            context = self._behind(context, task.verbalize(shown, task.gold(shown)).strip()) + task.separator
-        return context
-
-    def _behind(self, context: str, text: str) -> str:
-        return context + self.tokenize.following(text) if context else text
+            context = _behind(self, context, task.verbalize(shown, task.gold(shown)).strip()) + task.separator
+        return lambda prompt, text: _behind(self, context, text)
 
     def _rows(
         self, sample: Sample, demonstrations: Sequence[Sample], prompt: str, texts: list[str], *, refuse: bool
     ) -> list[Row]:
         # As the original: blanks around a text do not count, and the option's length is counted without demonstrations.
-        context = self._context(demonstrations)
         prompt, texts = prompt.strip(" "), [text.strip(" ") for text in texts]
-        prompt_ids, *full = self.tokenize([prompt, *texts])
+        show = self._shown(())
+        shown = [show(prompt, text) for text in texts]
+        prompt_ids, *full = self.tokenize([show(prompt, prompt), *shown])
         for text, ids in zip(texts, full, strict=True):
             if _shared(prompt_ids, ids) == len(ids):
                 mend = "give it a text that is more than blanks, in characters that the tokenizer knows"
                 raise ValueError(f"{ADDS_NONE}: {mend} (row {sample.id}: {text[-80:]!r})")
         options = self._options(sample, prompt_ids, full)
-        shown = [self._behind(context, text) for text in texts]
-        if context:
+        if demonstrations:
+            show = self._shown(demonstrations)
+            shown = [show(prompt, text) for text in texts]
             alone, full = full, self.tokenize(shown)
             if any(ids[-n:] != own[-n:] for ids, own, n in zip(full, alone, options, strict=True)):
-                prompt_ids = self.tokenize([self._behind(context, prompt)])[0]
+                prompt_ids = self.tokenize([show(prompt, prompt)])[0]
                 options = self._options(sample, prompt_ids, full)
         self.remarks.kept_text(sample, shown)
         return [self._row(sample, ids, option, refuse) for ids, option in zip(full, options, strict=True)]
@@ -194,6 +194,10 @@ class PromptEncoder:
                 f"{who} the token {text!r} of id {outside[0]}, and the model's embedding has {rows} rows: {mend}, or "
                 f"use the tokenizer that the model was trained with{where}"
             )
+
+
+def _behind(encoder: PromptEncoder, context: str, text: str) -> str:
+    return context + encoder.tokenize.following(text) if context else text
 
 
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:

@@ -36,6 +36,7 @@ class TextTokenizer:
         special |= {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         longest_first = sorted(filter(str.strip, special.values()), key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._special = special
         firsts = {*self.first, tokenizer.bos_token_id}
         self._firsts = {i: text for i, text in special.items() if i in firsts}
 
@@ -44,6 +45,10 @@ class TextTokenizer:
         if not any(mark in text for text in texts for mark in (OPEN, CLOSE)):
             return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         return [self._marked(text) for text in texts]
+
+    def control_tokens(self) -> dict[str, int]:
+        """The tokenizer's control tokens by their texts."""
+        return {text: i for i, text in self._special.items() if text.strip()}
 
     def as_text(self, sample: Sample) -> Sample:
         """The sample, the control tokens that its row spells marked as text (not where the task says `markup`)."""

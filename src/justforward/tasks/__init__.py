@@ -9,10 +9,10 @@ May import `registry`, and neither torch nor transformers. Start with `base`.
 
 from __future__ import annotations
 
-from justforward.tasks.base import TASKS, Sample, Splits, Task, register
+from justforward.tasks.base import TASKS, Sample, Splits, Task, as_conversations, register
 from justforward.tasks.from_file import read_task_file
 
-__all__ = ["TASKS", "Sample", "Splits", "Task", "find_task", "get_task", "names", "register"]
+__all__ = ["TASKS", "Sample", "Splits", "Task", "as_conversations", "find_task", "get_task", "names", "register"]
 
 
 def find_task(name: str, file: str | None = None) -> Task:

@@ -8,7 +8,7 @@ numbers to the character, odd capitals and spaces included.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from justforward.registry import Registry
@@ -66,6 +66,10 @@ class Task:
     """Stands between demonstrations."""
     markup: bool = False
     """Whether a control token ("</s>") that a row spells counts as that token; it stays text unless told so."""
+    chat: bool = False
+    """Whether prompts are turns of a conversation, by the tokenizer's chat template."""
+    system: str | None = None
+    """What the conversation begins with; None: what the template itself says."""
 
     def sample(self, row: Row, index: int) -> Sample:
         """The checked `row` number `index` (from 0) as a sample."""
@@ -142,6 +146,15 @@ class Task:
         if self.generation:
             raise ValueError(f"{self.name} generates its answers, there are no options to calibrate: leave sfc off")
         return self.calibration(sample.data)
+
+
+def as_conversations(task: Task, *, chat: bool, system: str | None) -> Task:
+    """The task, and what a command says of the chat template. Raises ValueError for a system text without one."""
+    if system is not None and not (chat or task.chat):
+        raise ValueError(
+            "--system_prompt is what a conversation begins with: give --chat_template with it, or leave it out"
+        )
+    return replace(task, chat=task.chat or chat, system=task.system if system is None else system)
 
 
 TASKS: Registry[Task | Callable[[str | None], Task]] = Registry(

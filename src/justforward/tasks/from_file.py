@@ -43,7 +43,11 @@ def read_python(path: Path) -> Task:
 
 def digest(task: Task, samples: Sequence[Sample]) -> str:
     """A short name for all that a training on these samples takes from the task: texts, right answers, the metric."""
-    made = hashlib.sha256(json.dumps([task.metric, task.generation, *([True] if task.markup else [])]).encode())
+    made = hashlib.sha256(
+        json.dumps(
+            [task.metric, task.generation, *([True] if task.markup else []), *([task.system] if task.chat else [])]
+        ).encode()
+    )
     for sample in samples:
         answers = sample.correct if sample.candidates is None else [*sample.candidates, task.gold(sample)]
         texts = [task.verbalize(sample, answer) for answer in answers]

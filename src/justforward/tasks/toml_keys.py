@@ -29,6 +29,8 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "may_be_empty": list,
     "quotes": bool,
     "markup": bool,
+    "chat": bool,
+    "system": str,
     "choices": (str, list),
 }
 _TYPE_NAMES = {

@@ -58,8 +58,16 @@ def read_toml(path: Path) -> Task:
         metric=keys.metric(kind),
         separator=keys.text("separator", "\n\n"),
         markup=keys.given.get("markup", False),
+        chat=keys.given.get("chat", False),
+        system=_system(keys),
         **answering.parts,
     )
+
+
+def _system(keys: Keys) -> str | None:
+    if "system" in keys.given and not keys.given.get("chat", False):
+        raise keys.error("system", "is what a conversation begins with: give chat = true, or leave it out")
+    return keys.given.get("system")
 
 
 def _classification(keys: Keys) -> Answering:

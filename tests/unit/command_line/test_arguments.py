@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from justforward.command_line.arguments import Parsed, help_page, parse
-from justforward.command_line.job import JobArguments, job_specs
+from justforward.command_line.job import JobArguments
 from justforward.command_line.old_spellings import IGNORED, REMOVED, RENAMED, TRANSLATED
 from justforward.command_line.parser import to_words
+from justforward.command_line.specs import job_specs
 from justforward.command_line.trainer_fields import trainer_specs
 
 FROZEN = Path(__file__).parents[2] / "fixtures" / "cli.json"

@@ -4,7 +4,7 @@ import pytest
 from support.golden import MODEL
 
 from justforward.command_line.arguments import parse
-from justforward.command_line.job import job_specs
+from justforward.command_line.specs import job_specs
 from justforward.commands.cli import main
 from justforward.optim.directions.base import DIRECTIONS
 from justforward.optim.methods import METHODS

@@ -1,0 +1,24 @@
+"""A job's own arguments as command-line arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from justforward.command_line.job import JobArguments
+from justforward.command_line.trainer_fields import ArgumentSpec
+
+
+def job_specs() -> tuple[ArgumentSpec, ...]:
+    """The fields of `JobArguments` as command-line arguments."""
+    return tuple(
+        ArgumentSpec(
+            name=field.name,
+            annotation=str(field.type),
+            default=field.default,
+            help=field.metadata["help"],
+            group=field.metadata["group"],
+            choices=field.metadata["choices"],
+            aliases=field.metadata["aliases"],
+        )
+        for field in dataclasses.fields(JobArguments)
+    )
