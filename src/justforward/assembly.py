@@ -19,6 +19,7 @@ from justforward import launcher
 from justforward.auto.measure import LossProbe, Proposal, batch_closures, propose
 from justforward.command_line.arguments import Parsed
 from justforward.command_line.job import JobArguments
+from justforward.models.adapters import adapter_folder
 from justforward.models.blocks import chosen, find_blocks
 from justforward.models.loading import LoadedModel
 from justforward.models.recipe import ModelRecipe
@@ -64,6 +65,7 @@ class Assembly:
         job = self.job
         return ModelRecipe(
             model_name=job.model_name,
+            base_model=job.base_model,
             dtype=job.dtype,
             max_length=job.max_length,
             bos_token_id=job.bos_token_id,
@@ -74,6 +76,11 @@ class Assembly:
     def build(self) -> LoadedModel:
         """The model where it is to be: on the device, on the host with the device computing, or (FSDP) to be spread."""
         job, arguments = self.job, self.arguments
+        if job.linear_probing and adapter_folder(job.model_name):
+            raise ValueError(
+                f"--linear_probing writes into the head of a plain model: make one of {job.model_name} with "
+                "`justforward export`"
+            )
         if job.zo_offload == "none":
             return self._load("cpu" if arguments.fsdp and job.trainer == "zo" else arguments.device)
         loaded = self._load("cpu")

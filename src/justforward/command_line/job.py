@@ -78,7 +78,12 @@ class JobArguments:
         "sample gets demonstrations of its own; that is possible only without a trainer.",
     )
 
-    model_name: str = _arg(MODEL, "facebook/opt-125m", "Hub id, or path of a folder that save_pretrained wrote.")
+    model_name: str = _arg(
+        MODEL, "facebook/opt-125m", "Hub id, or path of a folder that save_pretrained wrote: a model, or an adapter."
+    )
+    base_model: str | None = _arg(
+        MODEL, None, "The base of an adapter that model_name names. none: as the adapter says."
+    )
     trust_remote_code: bool = _arg(
         MODEL, False, "Let a model repository run its own Python code. Only for repositories that you have read."
     )
@@ -384,5 +389,13 @@ class JobArguments:
 LATER_ARGUMENTS = {
     *("zo_method", "zo_directions", "zo_rule", "zo_sides", "zo_split", "zo_rank", "zo_refresh"),
     *("zo_sparsity", "zo_angle", "zo_beta", "zo_beta1", "zo_beta2", "zo_window"),
-    *("train_blocks", "kept_states", "guide_coefficients", "guide_noise", "chat_template", "system_prompt"),
+    *(
+        "train_blocks",
+        "kept_states",
+        "guide_coefficients",
+        "guide_noise",
+        "chat_template",
+        "system_prompt",
+        "base_model",
+    ),
 }

@@ -25,6 +25,7 @@ DESCRIPTIONS = {
     "task": "list the tasks, or check one of your own",
     "log": "describe a run's log",
     "replay": "rebuild the model of any step from a run's log",
+    "export": "make a plain Hugging Face model of a saved adapter, a GGUF file or a model",
     "layout": "tell whether GPUs each get a copy of a model or share one",
     "doctor": "examine the environment",
 }

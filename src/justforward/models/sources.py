@@ -109,13 +109,10 @@ def _what_adapter(name: str, path: Path, *, whole: bool) -> str:
             f"delete {' and '.join(f for f in ADAPTER_FILES if (path / f).exists())} there to use the model, "
             f"or move them to a folder of their own to use the adapter for {base}"
         )
-    wrapped = f"PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}), {name!r})"
+    mend = f"name {base}"
     if kind == "LoRA":
-        mend = f"give the command that trained it --merge_lora and --save_model, or in Python {wrapped}"
-        mend += ".merge_and_unload().save_pretrained(DIR)"
-    else:
-        mend = f"use it in Python, {wrapped}"
-    return f"holds a {kind} adapter for {base}, not a model: {mend}"
+        mend += f", or make a plain model of both: `justforward export {name} --output DIR`"
+    return f"holds a {kind} adapter for {base}, and what is asked for needs a model: {mend}"
 
 
 def _what_folder(path: Path) -> str:

@@ -101,10 +101,7 @@ def tune_all(loaded: LoadedModel, settings: TuningSettings) -> LoadedModel:
     _refuse_quantised(loaded.model)
     loaded.model.requires_grad_(True)
     if settings.blocks is not None:
-        blocks = find_blocks(loaded.model)
-        numbers = chosen(settings.blocks, len(blocks))
-        for name, p in loaded.model.named_parameters():
-            p.requires_grad_(blocks.number(name) in numbers)
+        train_blocks(loaded.model, settings.blocks)
     with torch.enable_grad():
         towers = unseen_towers(loaded.model, loaded.tokenizer)
     frozen = [p for name, p in loaded.model.named_parameters() if p.requires_grad and inside(name, towers)]
@@ -114,6 +111,14 @@ def tune_all(loaded: LoadedModel, settings: TuningSettings) -> LoadedModel:
         size = sum(p.numel() for p in frozen)
         logger.info("text does not reach %s: its %d weights stay as they are", listed(towers), size)
     return loaded
+
+
+def train_blocks(model: nn.Module, words: str) -> None:
+    """Of what is trained, leave to these blocks ("A:B") what is theirs, and freeze the rest."""
+    blocks = find_blocks(model)
+    numbers = chosen(words, len(blocks))
+    for name, p in model.named_parameters():
+        p.requires_grad_(p.requires_grad and blocks.number(name) in numbers)
 
 
 @TUNERS.register("head")
