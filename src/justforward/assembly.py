@@ -48,8 +48,21 @@ AnyTrainer = ObjectiveTrainer | ObjectiveMeZOTrainer | GuidedTrainer
 
 def task_of(job: JobArguments) -> Task:
     """The task that the arguments name, as texts or as conversations. Raises ValueError, in one line."""
-    task = find_task(job.task_name, job.task_file)
-    return as_conversations(task, chat=job.chat_template, system=job.system_prompt)
+    task = as_conversations(find_task(job.task_name, job.task_file), chat=job.chat_template, system=job.system_prompt)
+    if task.is_whole:
+        _check_whole(job, task)
+    return task
+
+
+def _check_whole(job: JobArguments, task: Task) -> None:
+    """Raise ValueError for what texts that are learned as they are have no use for."""
+    if task.text is not None and task.chat:
+        raise ValueError(f"--chat_template: {task.name} is of plain texts, which are no turns: leave it out")
+    for name in ("train_as_classification", "non_diff", "linear_probing", "sfc", "icl_sfc"):
+        if getattr(job, name):
+            raise ValueError(f"--{name} is for tasks with answers, and {task.name} is of whole texts: leave it out")
+    if job.num_train and not job.is_training:
+        raise ValueError(f"--num_train: {task.name} is of whole texts, which take no demonstrations: leave it out")
 
 
 @dataclass(frozen=True)

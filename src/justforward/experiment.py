@@ -204,7 +204,7 @@ class Experiment:
         watched = datasets if self.job.num_dev else datasets[:1]  # what is looked at while training
         rows = [row for examples in watched for example in examples for row in example.rows]
         scored = self.job.train_blocks is not None and not (self.job.no_eval or self.task.generation)
-        more = [row for sample in evaluated * scored for row in evaluator.encoder.candidates(sample)]
+        more = [row for sample in evaluated * scored for row in evaluator.encoder.scored(sample)]
         kept = self.parts.keep_states(loaded, evaluator.engine, rows, more)
         settled = self
         if self.parsed.auto:

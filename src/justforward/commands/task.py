@@ -92,7 +92,9 @@ def describe(task: Task, splits: Splits, num: int) -> Iterator[str]:
     if task.rows is not None:
         yield from _several_lines(splits)
     for sample in splits.train[:num]:
-        yield from _show(task, sample)
+        yield from _whole(task, sample) if task.is_whole else _show(task, sample)
+    if task.is_whole:
+        return
     yield ""
     yield from _balance(task, splits)
 
@@ -118,6 +120,8 @@ def _lines(sample: Sample) -> list[int]:
 
 
 def _kind(task: Task) -> str:
+    if task.is_whole:
+        return "conversations" if task.chat else "texts"
     return "generation" if task.generation else "multiple choice" if task.candidates else "classification"
 
 
@@ -131,6 +135,16 @@ def _show(task: Task, sample: Sample) -> Iterator[str]:
         yield f"  {'*' if answer in right else ' '} {task.verbalize(sample, answer)[len(prompt) :]!r}"
     if len(answers) > MOST_SHOWN:
         yield f"    and {len(answers) - MOST_SHOWN} more"
+
+
+def _whole(task: Task, sample: Sample) -> Iterator[str]:
+    """A text, or the turns of a conversation; a star is before what is learned."""
+    yield f"\ntraining row {sample.id}"
+    if task.text is not None:
+        yield from (f"  | {line}" for line in task.text(sample.data).split("\n"))
+    for turn in task.turns(sample.data) if task.turns is not None else []:
+        learned = task.all_turns or turn["role"] == "assistant"
+        yield f"  {'*' if learned else ' '} {turn['role']}: {turn['content']!r}"
 
 
 def _balance(task: Task, splits: Splits) -> Iterator[str]:
@@ -188,7 +202,11 @@ class Tokens:
     def add(self, sample: Sample, demonstrations: Sequence[Sample]) -> None:
         """Count one row; what cannot be encoded is a problem."""
         try:
-            if sample.candidates is None:
+            if self.encoder.task.is_whole:
+                rows = self.encoder.whole(sample)
+                scored = [len(row.tokens) - row.start for row in rows]
+                self._count(rows[0].start, scored, max(len(row.tokens) for row in rows))
+            elif sample.candidates is None:
                 self._generation(sample, demonstrations)
             else:
                 self._choice(sample, sample.candidates, demonstrations)
@@ -218,7 +236,7 @@ class Tokens:
 
     def _failing(self, sample: Sample) -> Iterator[str]:
         """Which answers cannot be scored, and why."""
-        for answer in sample.correct if sample.candidates is None else sample.candidates:
+        for answer in (sample.correct or ()) if sample.candidates is None else sample.candidates:
             try:
                 self.encoder.candidates(replace(sample, candidates=(answer,)))
             except ValueError as error:
@@ -233,7 +251,10 @@ class Tokens:
         rows = f"{self.too_long} of {len(self.prompts)} rows are longer than {self.limit} tokens"
         shots = "with no demonstrations: --num_train counts them too"
         counted = f"for validation, with {self.shots} demonstrations" if self.shots else shots
-        yield f"{rows} and lose some on the left ({counted})"
+        if self.encoder.task.is_whole:
+            yield f"{rows} and {'become several' if self.encoder.task.splits_long else 'lose their end'}"
+        else:
+            yield f"{rows} and lose some on the left ({counted})"
         if self.encoder.first:
             names = self.encoder.tokenizer.convert_ids_to_tokens(self.encoder.first)
             yield f"every row begins with {' '.join(map(repr, names))}"
@@ -268,10 +289,12 @@ def _rendered(encoder: PromptEncoder, splits: Splits, num: int) -> Iterator[str]
     """The first rows as the model reads them, with the right answer; and which of their tokens are control tokens."""
     tokenizer, control = encoder.tokenizer, set(encoder.tokenize.control_tokens().values())
     for sample in splits.train[:num]:
-        row = encoder.gold(sample)
-        yield f"\ntraining row {sample.id} as a conversation; what is scored stands behind >>>"
-        text = tokenizer.decode(row.tokens[: row.start]) + ">>>" + tokenizer.decode(row.tokens[row.start :])
-        yield from (f"  | {line}" for line in text.split("\n"))
+        rows = encoder.whole(sample) if encoder.task.is_whole else [encoder.gold(sample)]
+        for row in rows:
+            yield f"\ntraining row {sample.id} as a conversation; what is scored stands behind >>>"
+            text = tokenizer.decode(row.tokens[: row.start]) + ">>>" + tokenizer.decode(row.tokens[row.start :])
+            yield from (f"  | {line}" for line in text.split("\n"))
+        row = max(rows, key=lambda row: len(row.tokens))
         counts = Counter(tokenizer.convert_ids_to_tokens([token for token in row.tokens if token in control]))
         yield "  control tokens: " + (", ".join(f"{name} x {n}" for name, n in counts.items()) or "none")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from justforward.scoring.prompts import PromptEncoder
+from justforward.scoring.prompts import PromptEncoder, Row, common_start
 
 if TYPE_CHECKING:
     from justforward.tasks.base import Sample, Task
@@ -63,8 +63,42 @@ class ChatEncoder(PromptEncoder):
 
         return show
 
+    def whole(self, sample: Sample) -> list[Row]:
+        """A row for each turn of the assistant, scored up to the token that ends it; or one, of all turns.
+
+        A conversation that is too long loses its end: turns that begin there are not learned.
+        """
+        assert self.task.turns is not None
+        turns = self.task.turns(self.tokenize.as_text(sample).data)
+        text = self._render(turns, opens=False)
+        self.remarks.kept_text(sample, [text])
+        if self.task.all_turns:
+            return self._pieces(sample, self._tokens(sample, text))
+        rows, lost = [], max(0, len(self._tokens(sample, text)) - self.max_length)
+        for i, turn in enumerate(turns):
+            if turn["role"] == "assistant":
+                opened = self._render(turns[:i])
+                answer = opened + turn["content"].strip() + self.close
+                before, tokens = (self._tokens(sample, one) for one in (opened, answer))
+                start = max(1, len(self.first), common_start(before, tokens))
+                if start < min(len(tokens), self.max_length):
+                    rows.append(Row(tokens[: self.max_length], start))
+        self.remarks.cut(sample, lost)
+        if not rows:
+            raise ValueError(
+                f"no turn of the assistant lies in the first {self.max_length} tokens: raise --max_length, or take the "
+                f"row out (row {sample.id})"
+            )
+        return rows
+
+    def _tokens(self, sample: Sample, text: str) -> tuple[int, ...]:
+        tokens = self.tokenize.starting(self.tokenize([text])[0])
+        self._check_ids(tokens, "the text holds", "take it out of the text", f" (row {sample.id})")
+        return tokens
+
     def _render(self, turns: Sequence[dict[str, str]], *, opens: bool = True) -> str:
-        system = [] if self.task.system is None else [_turn("system", self.task.system)]
+        told = any(turn["role"] == "system" for turn in turns)  # a row's own comes first
+        system = [] if self.task.system is None or told else [_turn("system", self.task.system)]
         try:
             return self.tokenizer.apply_chat_template(
                 [*system, *turns], tokenize=False, add_generation_prompt=opens, enable_thinking=False

@@ -31,7 +31,7 @@ class Outcome:
 
     scores: one per candidate, the mean log-probability (with calibration: the difference of the summed ones), or
     None for generation; predicted: the candidate or the generated text; correct: what was accepted; cut: so many of
-    its tokens did not fit.
+    its tokens did not fit; tokens: of a text that is learned whole, how many were scored.
     """
 
     id: Any
@@ -40,10 +40,11 @@ class Outcome:
     predicted: Any
     correct: Any
     cut: int = 0
+    tokens: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, for JSON; `cut` only where something was."""
-        return {name: value for name, value in asdict(self).items() if name != "cut" or value}
+        """The fields, for JSON; `cut` and `tokens` only where there are any."""
+        return {name: value for name, value in asdict(self).items() if name not in ("cut", "tokens") or value}
 
 
 class Evaluator:
@@ -91,7 +92,8 @@ class Evaluator:
         shots = demonstrations if demonstrations is not None else [()] * len(samples)
         assert len(shots) == len(samples)
         self.engine.model.eval()
-        outcomes = (self._generate if self.task.generation else self._choose)(samples, shots, progress)
+        way = self._whole if self.task.is_whole else self._generate if self.task.generation else self._choose
+        outcomes = way(samples, shots, progress)
         for i, (sample, outcome) in enumerate(zip(samples, outcomes, strict=True)):
             if self.verbose or i < ALWAYS_SHOWN:
                 self._show(i, sample, shots[i], outcome)
@@ -105,6 +107,11 @@ class Evaluator:
             return
         sample, first = bad[0]
         assert first.scores is not None
+        if self.task.is_whole:
+            raise NotNumbersError(
+                f"{len(bad)} of {len(outcomes)} texts have losses that are not numbers (id {sample.id}), and no result "
+                f"is written: {likely_cause(self.engine.model)}"
+            )
         score, candidate = next(
             pair for pair in zip(first.scores, sample.candidates or (), strict=True) if not math.isfinite(pair[0])
         )
@@ -115,7 +122,14 @@ class Evaluator:
         )
 
     def metrics(self, samples: Sequence[Sample], outcomes: Sequence[Outcome]) -> dict[str, float]:
-        """The task's metric of these outcomes by name, and exact match (em) beside it for generated answers."""
+        """The task's metric of these outcomes by name, and exact match (em) beside it for generated answers.
+
+        Of texts that are learned whole: the mean negative log-probability of all tokens, and its exponential.
+        """
+        if self.task.is_whole:
+            total = math.fsum(o.scores[0] * o.tokens for o in outcomes if o.scores)
+            loss = -total / max(1, sum(o.tokens for o in outcomes))
+            return {"loss": loss, "perplexity": math.exp(min(loss, 700))}
         predictions = [self._prediction(s, o) for s, o in zip(samples, outcomes, strict=True)]
         names = dict.fromkeys([self.task.metric, "em"] if self.task.generation else [self.task.metric])
         return {name: METRICS.get(name)(predictions) for name in names}
@@ -161,8 +175,26 @@ class Evaluator:
             outcomes.append(Outcome(sample.id, options, tuple(scores.tolist()), options[best], sample.correct, cut))
         return outcomes
 
+    def _whole(
+        self, samples: Sequence[Sample], shots: Sequence[Sequence[Sample]], progress: Progress | None
+    ) -> list[Outcome]:
+        with self.encoder.noting() as remarks:
+            rows = [self.encoder.whole(sample) for sample in samples]
+        flat = [row for group in rows for row in group]
+        sums = self.engine.score(flat, _in_samples(progress, flat, len(samples))).sums().cpu().double()
+        outcomes = []
+        for sample, group, parts in zip(samples, rows, sums.split([len(group) for group in rows]), strict=True):
+            tokens = sum(len(row.tokens) - row.start for row in group)
+            mean = (float(parts.sum()) / tokens,)
+            outcomes.append(Outcome(sample.id, None, mean, None, None, remarks.tokens_lost(sample), tokens))
+        return outcomes
+
     def _show(self, i: int, sample: Sample, demos: Sequence[Sample], outcome: Outcome) -> None:
         logger.info("sample %d (id %s), %d demonstrations", i, sample.id, len(demos))
+        if self.task.is_whole:
+            assert outcome.scores is not None
+            logger.info("  %d tokens scored, mean log-probability %.4f", outcome.tokens, outcome.scores[0])
+            return
         prompt = self.task.prompt(sample)
         logger.info("  prompt: %r", prompt)
         if outcome.scores is not None:

@@ -80,12 +80,15 @@ class PromptEncoder:
         self._check_ids(self.first, "every prompt begins with", "give another --bos_token_id")
         if embedding_rows is not None and max(tokenizer.get_vocab().values()) < embedding_rows:
             self.embedding_rows = None  # no text has an id that is beyond them
-        self.remarks = Remarks(self.max_length)
+        self.remarks = self._remarks()
+
+    def _remarks(self) -> Remarks:
+        return Remarks(self.max_length, "right" if self.task.is_whole else "left")
 
     @contextmanager
     def noting(self, what: str = "rows") -> Iterator[Remarks]:
         """Around the encoding of a set of rows: what is to be said of them is logged behind it, once."""
-        self.remarks = remarks = Remarks(self.max_length)
+        self.remarks = remarks = self._remarks()
         yield remarks
         for line in remarks.lines(what):
             logger.warning("%s", line)
@@ -103,6 +106,36 @@ class PromptEncoder:
         verbalize = task.verbalize_sfc if calibration else task.verbalize
         texts = [verbalize(shown, candidate) for candidate in shown.candidates]
         return self._rows(sample, demonstrations, prompt, texts, refuse=self.refuse_lone_options)
+
+    def scored(self, sample: Sample) -> list[Row]:
+        """The rows by which a sample is evaluated without demonstrations: its candidates', or the whole text's."""
+        return self.whole(sample) if self.task.is_whole else self.candidates(sample)
+
+    def whole(self, sample: Sample) -> list[Row]:
+        """The rows of a text that is learned as it is: every token behind the first is scored.
+
+        A text that is too long loses its end, or becomes several rows, as the task says.
+        """
+        assert self.task.text is not None
+        text = self.task.text(self.tokenize.as_text(sample).data)
+        self.remarks.kept_text(sample, [text])
+        tokens = self.tokenize.starting(self.tokenize([text])[0])
+        self._check_ids(tokens, "the text holds", "take it out of the text", f" (row {sample.id})")
+        return self._pieces(sample, tokens)
+
+    def _pieces(self, sample: Sample, tokens: tuple[int, ...]) -> list[Row]:
+        """Rows of at most `max_length` tokens, each behind the first tokens."""
+        first, size = self.first, self.max_length - len(self.first)
+        behind, pieces = tokens[len(first) :], []
+        for start in range(0, len(behind), size):
+            piece = (*first, *behind[start : start + size])
+            if len(piece) > max(1, len(first)):
+                pieces.append(Row(piece, max(1, len(first))))
+        if not pieces:
+            raise ValueError(f"the text has no token that could be predicted: take the row out (row {sample.id})")
+        kept = pieces if self.task.splits_long else pieces[:1]
+        self.remarks.cut(sample, len(behind) - sum(len(row.tokens) - len(first) for row in kept))
+        return kept
 
     def gold(self, sample: Sample, *, only_option: bool = True) -> Row:
         """The row that teacher forcing trains on: the correct option scored, or all tokens behind the first."""
@@ -136,7 +169,7 @@ class PromptEncoder:
         shown = [show(prompt, text) for text in texts]
         prompt_ids, *full = self.tokenize([show(prompt, prompt), *shown])
         for text, ids in zip(texts, full, strict=True):
-            if _shared(prompt_ids, ids) == len(ids):
+            if common_start(prompt_ids, ids) == len(ids):
                 mend = "give it a text that is more than blanks, in characters that the tokenizer knows"
                 raise ValueError(f"{ADDS_NONE}: {mend} (row {sample.id}: {text[-80:]!r})")
         options = self._options(sample, prompt_ids, full)
@@ -152,7 +185,7 @@ class PromptEncoder:
 
     def _options(self, sample: Sample, prompt: list[int], full: list[list[int]]) -> list[int]:
         """How many tokens of each text are scored: those behind what all share with the prompt alone."""
-        shared = min(_shared(prompt, ids) for ids in full)
+        shared = min(common_start(prompt, ids) for ids in full)
         if shared < len(prompt):
             self.remarks.spanning.add(id(sample))
         return [len(ids) - shared for ids in full]
@@ -200,6 +233,6 @@ def _behind(encoder: PromptEncoder, context: str, text: str) -> str:
     return context + encoder.tokenize.following(text) if context else text
 
 
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+def common_start(a: Sequence[int], b: Sequence[int]) -> int:
     """With how many equal tokens both begin."""
     return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

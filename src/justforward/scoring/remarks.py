@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Remarks:
-    """About samples that were encoded, for rows of at most `limit` tokens; a sample with all its options is one row.
+    """About samples that were encoded, for rows of at most `limit` tokens; a sample with its options is one row.
 
-    lost: how many tokens each lost on the left; spanning: those where a token spans prompt and option; control: the
-    control tokens that each spells and that stay text.
+    side: where rows are cut; lost: how many tokens each lost there; spanning: those where a token spans prompt and
+    option; control: the control tokens that each spells and that stay text.
     """
 
     limit: int
+    side: str = "left"
     lost: dict[int, int] = field(default_factory=dict)
     spanning: set[int] = field(default_factory=set)
     control: dict[int, set[str]] = field(default_factory=dict)
@@ -44,8 +45,10 @@ class Remarks:
         rows = f"of {len(self.lost)} {what}"
         if cut := [lost for lost in self.lost.values() if lost]:
             yield (
-                f"{len(cut)} {rows} are longer than {self.limit} tokens and lose up to {max(cut)} on the left: raise "
-                "--max_length, as far as the model has positions, or give shorter texts or fewer demonstrations"
+                f"{len(cut)} {rows} are longer than {self.limit} tokens and lose up to {max(cut)} on the {self.side}: "
+                "raise --max_length, as far as the model has positions, or give shorter texts"
+                + " or fewer demonstrations"
+                * (self.side == "left")
             )
         if self.spanning:
             yield (

@@ -71,8 +71,24 @@ class Task:
     system: str | None = None
     """What the conversation begins with; None: what the template itself says."""
 
+    text: Callable[[Row], str] | None = None
+    """Of a task whose rows are learned whole: the text."""
+    turns: Callable[[Row], list[dict[str, str]]] | None = None
+    """Or the turns of a conversation, {"role", "content"} each."""
+    all_turns: bool = False
+    """Whether all tokens of a conversation are learned, and not the assistant's turns alone."""
+    splits_long: bool = False
+    """Whether a text that is too long is learned in pieces; its end is cut off otherwise."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether rows are learned as they are: there is no question and no answer."""
+        return self.text is not None or self.turns is not None
+
     def sample(self, row: Row, index: int) -> Sample:
         """The checked `row` number `index` (from 0) as a sample."""
+        if self.is_whole:
+            return Sample(id=index, data=row, candidates=None, correct=None)
         candidates = self.candidates(row) if self.candidates else tuple(self.words)
         return Sample(
             id=index,

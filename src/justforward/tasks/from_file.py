@@ -48,10 +48,13 @@ def digest(task: Task, samples: Sequence[Sample]) -> str:
             [task.metric, task.generation, *([True] if task.markup else []), *([task.system] if task.chat else [])]
         ).encode()
     )
-    for sample in samples:
+    for sample in samples if not task.is_whole else ():
         answers = sample.correct if sample.candidates is None else [*sample.candidates, task.gold(sample)]
         texts = [task.verbalize(sample, answer) for answer in answers]
         made.update(json.dumps([task.prompt(sample), texts, task.target(sample)], default=str).encode())
+    if task.is_whole:
+        rows = [task.text(s.data) if task.text is not None else task.turns(s.data) for s in samples]  # type: ignore[misc]
+        made.update(json.dumps([rows, task.all_turns, task.splits_long]).encode())
     return f"sha256:{made.hexdigest()[:32]}"
 
 

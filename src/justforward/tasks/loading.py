@@ -21,7 +21,7 @@ Row = Mapping[str, Any]
 
 SPLITS = ("train", "validation")
 
-_TYPE_NAMES = {str: "a string", int: "an integer", bool: "true or false", float: "a number"}
+_TYPE_NAMES = {str: "a string", int: "an integer", bool: "true or false", float: "a number", dict: "an object"}
 
 
 def load_rows(name: str, hub: Hub | None, fields: Row, data_dir: str | None) -> tuple[list[Row], list[Row]]:

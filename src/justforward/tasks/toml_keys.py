@@ -22,6 +22,7 @@ from justforward.tasks.texts import comparable, nfc
 _STRINGS = (
     *("name", "prompt", "calibration", "separator", "metric", "train", "validation", "file", "hub", "config"),
     *("label", "answer", "answer_kind", "choice_text", "choice_labels", "answer_text", "delimiter"),
+    *("text", "messages", "user", "assistant", "input", "loss", "long_texts"),
 )
 _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(_STRINGS, str),
@@ -45,6 +46,9 @@ _KINDS = {
     "classification": {"label", "options"},
     "multiple choice": {"choices", "answer"},
     "generation": {"answer"},
+    "text": {"text"},
+    "conversation": {"messages"},
+    "question and answer": {"user", "assistant"},
 }
 _ONLY_FOR = {
     "answer_kind": ("multiple choice",),
@@ -52,6 +56,10 @@ _ONLY_FOR = {
     "choice_labels": ("multiple choice",),
     "answer_text": ("generation",),
     "calibration": ("classification", "multiple choice"),
+    **dict.fromkeys(("prompt", "metric", "separator"), ("classification", "multiple choice", "generation")),
+    "input": ("question and answer",),
+    "loss": ("conversation", "question and answer"),
+    "long_texts": ("text",),
 }
 # What keeps its meaning without being given, and so would be missed by nobody where it stands below [options].
 _EASILY_LOST = ("metric", "calibration", "separator")
@@ -137,13 +145,14 @@ class Keys:
         return name
 
     def kind(self) -> str:
-        """classification, multiple choice or generation."""
+        """What is to be answered, or learned whole: a name in _KINDS."""
         given = {key for keys in _KINDS.values() for key in keys} & set(self.given)
         kind = next((kind for kind, keys in _KINDS.items() if keys == given), None)
         if kind is None:
             raise ValueError(
                 f"{self.path}: what is to be answered? Give label and [options], or choices and answer, or answer "
-                f"alone; given are: {', '.join(sorted(given)) or 'none of them'}"
+                f"alone; or what is to be learned whole: text, or messages, or user and assistant; given are: "
+                f"{', '.join(sorted(given)) or 'none of them'}"
             )
         for key, kinds in _ONLY_FOR.items():
             if key in self.given and kind not in kinds:

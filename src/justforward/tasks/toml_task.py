@@ -13,6 +13,7 @@ from justforward.tasks.loading import Row
 from justforward.tasks.own_rows import Answer, AnswerReader, Label, RowReader
 from justforward.tasks.texts import nfc
 from justforward.tasks.toml_keys import Keys
+from justforward.tasks.whole import WHOLE, whole_task
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,10 @@ def read_toml(path: Path) -> Task:
     Raises ValueError, one line that names the file and the key, for what is wrong in it.
     """
     keys = Keys.read(path)
-    name, kind = keys.name(), keys.kind()
+    kind = keys.kind()
+    if kind in WHOLE:
+        return whole_task(keys, kind, keys.given.get("system"))
+    name = keys.name()
     prompt, calibration = keys.template("prompt"), keys.template("calibration", default="")
     if not prompt.fields:
         raise keys.error("prompt", "names no {field}, so that it would be the same for every row")

@@ -181,12 +181,15 @@ class TeacherForcing(ScoredObjective):
         self.only_option = only_option
 
     def encode(self, encoder: PromptEncoder, sample: Sample) -> Example:
-        """The gold option's row alone."""
+        """The gold option's row alone; all rows of a text that is learned whole."""
+        if encoder.task.is_whole:
+            return Example(tuple(encoder.whole(sample)), 0)
         return Example((encoder.gold(sample, only_option=self.only_option),), 0)
 
     def batch(self, engine: ScoringEngine, examples: Sequence[Example], owners: tuple[int, ...] | None = None) -> Batch:
         """See Objective; the loss averages tokens."""
-        plan = engine.plan([e.rows[0] for e in examples], owners)
+        whose = None if owners is None else [owner for owner, e in zip(owners, examples, strict=True) for _ in e.rows]
+        plan = engine.plan([row for e in examples for row in e.rows], whose)
         return Batch(tuple(examples), plan, int(plan.lengths.sum()), owners=owners)
 
     def evaluate(self, scores: Scores, batch: Batch) -> Measured:
@@ -195,4 +198,4 @@ class TeacherForcing(ScoredObjective):
 
     def sums(self, scores: Scores, batch: Batch) -> Tensor:
         """See ScoredObjective: of the tokens' negative log-probabilities."""
-        return -scores.sums()
+        return torch.stack([-part.sum() for part in scores.sums().split([len(e.rows) for e in batch.examples])])

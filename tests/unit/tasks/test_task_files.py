@@ -271,7 +271,7 @@ WRONG_TOML = [
         CLASSIFICATION.replace('label = "label"\n', ""),
         "what is to be answered? Give label and [options], or choices and",
     ),
-    ('answer = "label"\n' + CLASSIFICATION, "answer alone; given are: answer, label, options"),
+    ('answer = "label"\n' + CLASSIFICATION, "given are: answer, label, options"),
     (GENERATION.replace('answer = "a"\n', ""), "given are: none of them"),
     (CHOICE.replace('answer = "right"\n', ""), "given are: choices"),
     (CHOICE.replace('["a", "b"]', '["a", "a"]'), "choices: must be a list of different strings, not ['a', 'a']"),
