@@ -386,7 +386,9 @@ class JobArguments:
         return chosen[0] if chosen else "float32"
 
 
-LATER_ARGUMENTS = frozenset(
-    "zo_method zo_directions zo_rule zo_sides zo_split zo_rank zo_refresh zo_sparsity zo_angle zo_beta zo_beta1 zo_beta2 "
-    "zo_window train_blocks kept_states guide_coefficients guide_noise chat_template system_prompt base_model".split()
-)
+LATER_ARGUMENTS = {
+    *("zo_method", "zo_directions", "zo_rule", "zo_sides", "zo_split", "zo_rank", "zo_refresh"),
+    *("zo_sparsity", "zo_angle", "zo_beta", "zo_beta1", "zo_beta2", "zo_window"),
+    *("train_blocks", "kept_states", "guide_coefficients", "guide_noise"),
+    *("chat_template", "system_prompt", "base_model"),
+}
