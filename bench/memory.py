@@ -1,6 +1,6 @@
 """Peak memory of a step over that of evaluating the same batch, and of loading a model over the model.
 
-Run: python -m bench.memory [methods]
+Run: python -m bench.memory [methods [mezo lozo ...]]
 OPT-125m shape, all parameters trained, 16 examples of 62 tokens. Every figure is taken in a process of its own: the
 peak of resident memory (VmHWM, set back before the measured part) and the peak of what torch's allocator held. Both
 processes have loaded the same libraries, the noise kernels included. glibc is told to give freed blocks back: by
@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +111,15 @@ def child_of(method: str) -> dict[str, float]:
     forget_scratch(made)
     with torch.no_grad():
         evaluation = weights + allocator_peak(made.measure)
+    made.mezo.rewind()
+    first = tensors_held() + allocator_peak(made.run)
     timed = {"two forwards": made.two_forwards, "step": made.run}
     figure, runs = "methods: time of a step on a busy machine, OPT-125m, bf16", 3 if chosen.forwards == 2 else 1
     facts = {"method": method, "forwards": made.mezo.forwards_per_step}
     ratio: Any = compare(figure, timed, runs=runs, warmup=0, **facts)["ratio"]
     return {
         "step": step,
+        "first step": first,
         "evaluation": evaluation,
         "weights": weights,
         "held beside the weights": held - weights,
@@ -126,15 +129,17 @@ def child_of(method: str) -> dict[str, float]:
     }
 
 
-def methods() -> None:
-    """Print the figures of every method."""
-    for name in METHODS:
+def methods(names: Sequence[str] = ()) -> None:
+    """Print the figures of some methods, or of every one."""
+    for name in names or METHODS:
         found = in_a_process("method", name, runs=1)
         ratio, forwards = found.pop("step/two forwards"), found.pop("forwards")
         report(
             "peak memory: methods, OPT-125m, bf16",
             method=name,
-            ratio={"step/evaluation, allocator": round(found["step"] / found["evaluation"], 4)},
+            ratio={
+                f"{step}/evaluation": round(found[step] / found["evaluation"], 4) for step in ("step", "first step")
+            },
             state_bytes=round(found["state"] * MIB),
             mib={key: round(value, 2) for key, value in found.items()},
             forwards=forwards,
@@ -180,7 +185,7 @@ if __name__ == "__main__":
     if len(sys.argv) == 1:
         main()
     elif sys.argv[1] == "methods":
-        methods()
+        methods(sys.argv[2:])
     elif sys.argv[1] == "method":
         print(json.dumps(child_of(sys.argv[2])))
     else:
