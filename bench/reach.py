@@ -1,7 +1,7 @@
 """Forward passes until the held-out loss is down to a target, for methods with a learning rate chosen for that.
 
 Run: python -m bench.reach [--methods mezo fzoo ...] [--seeds 0 1 2 3 4] [--target 7.5] [--most 2000]
-Needs the demo's film reviews (`make demo` installs them). About half an hour of one core.
+Needs the demo's film reviews (`make demo` installs them). About forty minutes of one core.
 
 The tiny language model of `bench.methods`, whose target is about what tuned MeZO comes to in 900 forward passes. A run
 is judged about every 50 passes, or after every step where a step takes more; where two judgements have the target
