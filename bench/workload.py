@@ -100,11 +100,12 @@ def step_of(
     distribution: str = "gaussian",
     compiled: bool = False,
     zo_method: str = "mezo",
+    samples: int | None = None,
 ) -> Step:
     """A step of an OPT of that shape to measure; see `step_on`."""
     model = adapted(model_of(shape, dtype, device), method)
     made = {"probe": probe, "distribution": distribution, "compiled": compiled, "zo_method": zo_method}
-    return step_on(model, examples=examples, **made)
+    return step_on(model, examples=examples, samples=samples, **made)
 
 
 def shares_of(objective: ScoredObjective, engine: ScoringEngine, examples: Sequence[Example], count: int) -> Shares:
@@ -128,8 +129,12 @@ def step_on(
     distribution: str = "gaussian",
     compiled: bool = False,
     zo_method: str = "mezo",
+    samples: int | None = None,
 ) -> Step:
-    """A step of that model to measure; it has been run once, so kernels are compiled and probes verified."""
+    """A step of that model to measure; it has been run once, so kernels are compiled and probes verified.
+
+    samples: directions, where it is not the method's own number.
+    """
     vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     prompts = prompts_of(examples, vocabulary)
     rows = [Example(tuple(Row((*p, option), len(p)) for option in OPTIONS), 0) for p in prompts]
@@ -141,7 +146,7 @@ def step_on(
     chosen = METHODS[zo_method]
     noise, rule = build(chosen.directions, chosen.rule, {}, {"distribution": distribution, **chosen.settings})
     settings: dict[str, Any] = {
-        "samples": chosen.samples,
+        "samples": samples or chosen.samples,
         "sides": chosen.sides,
         "split": chosen.split,
         "shaping": chosen.shaping,
