@@ -76,4 +76,5 @@ class Cone(Directions):
         self._measure()
 
     def _measure(self) -> None:
-        self._length = math.sqrt(sum(float(m.double().pow(2).sum()) for m in self.momentum.values()))
+        parts = (as_matrix(m)[rows] for m in self.momentum.values() for rows in row_slices(m))
+        self._length = math.sqrt(sum(float(part.double().square().sum()) for part in parts))

@@ -49,7 +49,7 @@ class Sparse(Directions):
         """See Directions."""
         if name not in self.limits:  # before the first step: the weights are those that the run starts from
             count = max(1, math.floor((1 - self.sparsity) * p.numel()))
-            self.limits[name] = float(p.detach().abs().flatten().float().kthvalue(count).values)
+            self.limits[name] = float(p.detach().abs().flatten().kthvalue(count).values)
         matrix = as_matrix(p.detach())
         z = self.dense.values(name, p, place, rows)
         return z.mul_(matrix[rows].abs().float() <= torch.tensor(self.limits[name], device=p.device))
