@@ -17,8 +17,8 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 from rooms import drawn
 
-from justforward.command_line.specs import job_specs
 from justforward.command_line.parser import build_parser
+from justforward.command_line.specs import job_specs
 from justforward.command_line.trainer_fields import trainer_specs
 from justforward.commands.cli import COMMANDS
 
