@@ -124,7 +124,8 @@ def race(name: str, target: float = 0.75) -> None:
     with tempfile.TemporaryDirectory() as folder:
         rate = contender.rates[1] if len(contender.rates) > 1 else None
         more = ["--eval_strategy", "steps", "--eval_steps", "5", "--logging_steps", "5", "--num_dev", "300"]
-        told = result(contender, 0, rate, *more, "--kept_states", f"{folder}/kept", "--output_dir", folder)
+        more += ["--kept_states", f"{folder}/kept"] if contender.blocks else []
+        told = result(contender, 0, rate, *more, "--output_dir", folder)
         history = json.loads((Path(folder) / "trainer_state.json").read_text())["log_history"]
     right = {entry["step"]: entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry}
     passes = {entry["step"]: entry["forwards"] for entry in history if "forwards" in entry}
@@ -146,7 +147,7 @@ def main(words: Sequence[str] | None = None) -> None:
     given = parser.parse_args(words if words is not None else [])
     prepare()
     for name in CONTENDERS:
-        if any(name.startswith(one) for one in given.names):
+        if name in given.names or any(name.startswith(one) for one in given.names if one not in CONTENDERS):
             race(name) if given.race else measure(name, given.seeds)
 
 
