@@ -29,7 +29,7 @@ TRAIN, HELD_OUT, STEPS = 200, 60, 40
 PASSES = STEPS + 4 * 8
 """Of a guided run: one a step, and four more where a step is probed (of the likelihood and of the reward)."""
 
-RATES = ("3e-4", "1e-3")
+RATES = ("3e-5", "1e-4", "3e-4")
 PLACES = ("Gdansk", "Oslo", "Perth", "Leeds", "Quito", "Turin", "Lagos", "Kyoto")
 THINGS = ("library", "bridge", "garden", "museum", "reservoir", "theatre")
 NAMES = ("Tom Becker", "Li Wei", "Aisha Khan", "Ivan Petrov", "Rosa Diaz", "Nils Holm")
