@@ -29,6 +29,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -180,7 +181,7 @@ def main(words: Sequence[str] | None = None) -> None:
     given = parser.parse_args(words if words is not None else [])
     for _, setting in settings(["sentences"], None, None):
         g = gradients(setting)
-        numbers = {"gradient_square": g.square, "example_variance": g.variance, "along": g.along}
+        numbers: dict[str, Any] = {"gradient_square": g.square, "example_variance": g.variance, "along": g.along}
         expected = {size: g.expected(size) for size in given.sizes}
         report(f"{FIGURE}, the gradients", expected=expected, dimensions=g.numbers, **numbers)
         for size in given.sizes if given.draws else ():
