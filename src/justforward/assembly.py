@@ -37,7 +37,8 @@ from justforward.scoring.evaluation import Evaluator
 from justforward.scoring.generation import GenerationSettings, Generator
 from justforward.scoring.kept import UpperBlocks, keep
 from justforward.scoring.prompts import PromptEncoder, Row
-from justforward.tasks import Task, as_conversations, find_task
+from justforward.tasks import Splits, Task, as_conversations, find_task
+from justforward.tasks.sampling import TrainSet, train_sets
 from justforward.training.guided_trainer import GuidedTrainer
 from justforward.training.objective_trainer import ObjectiveMeZOTrainer, ObjectiveTrainer
 from justforward.training.objectives import OBJECTIVES, Example, Objective
@@ -52,6 +53,18 @@ def task_of(job: JobArguments) -> Task:
     if task.is_whole:
         _check_whole(job, task)
     return task
+
+
+def sets_of(job: JobArguments, splits: Splits) -> list[TrainSet]:
+    """The samples that the arguments draw for training and development, or as demonstrations."""
+    return train_sets(
+        len(splits.train),
+        num_train=job.num_train,
+        num_dev=job.num_dev,
+        num_train_sets=job.num_train_sets,
+        train_set_seed=job.train_set_seed,
+        num_eval_samples=min(job.num_eval or len(splits.validation), len(splits.validation)),
+    )
 
 
 def _check_whole(job: JobArguments, task: Task) -> None:

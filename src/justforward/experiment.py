@@ -16,7 +16,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainingArguments
 
 from justforward import launcher
-from justforward.assembly import Assembly, check_reporters, task_of, training_arguments
+from justforward.assembly import Assembly, check_reporters, sets_of, task_of, training_arguments
 from justforward.auto.settle import FILE_NAME as AUTO_FILE
 from justforward.auto.settle import settle
 from justforward.command_line.arguments import Parsed
@@ -35,7 +35,7 @@ from justforward.scoring.evaluation import Evaluator, Outcome
 from justforward.scoring.remarks import cut_facts
 from justforward.tasks import Sample, Splits, Task
 from justforward.tasks.from_file import pinned
-from justforward.tasks.sampling import TrainSet, eval_indices, train_sets
+from justforward.tasks.sampling import TrainSet, eval_indices
 from justforward.training.failures import refuse_failed
 from justforward.training.interrupts import InterruptedTraining, SaveOnInterrupt
 from justforward.training.linear_probe import linear_probe
@@ -83,14 +83,7 @@ def _run(parsed: Parsed, callbacks: Sequence[TrainerCallback]) -> None:
     trains = job.trainer != "none"
     if trains and arguments.process_index == 0:
         check_reporters(list(arguments.report_to or []))
-    sets = train_sets(
-        len(splits.train),
-        num_train=job.num_train,
-        num_dev=job.num_dev,
-        num_train_sets=job.num_train_sets,
-        train_set_seed=job.train_set_seed,
-        num_eval_samples=min(job.num_eval or len(splits.validation), len(splits.validation)),
-    )
+    sets = sets_of(job, splits)
     experiment = Experiment(parsed, task, splits, arguments, callbacks=callbacks)
     if job.trainer == "zo":
         experiment.parts.method()  # what is wrong with its settings is said before a model is loaded

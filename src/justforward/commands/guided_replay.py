@@ -8,13 +8,12 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from justforward.assembly import Assembly, task_of, training_arguments
+from justforward.assembly import Assembly, sets_of, task_of, training_arguments
 from justforward.command_line.arguments import Parsed, parse
 from justforward.models.fingerprint import fingerprint
 from justforward.models.loading import LoadedModel
 from justforward.optim.log import LogError, Trajectory
 from justforward.tasks import Sample, Task
-from justforward.tasks.sampling import train_sets
 from justforward.training.guided_trainer import GuidedTrainer
 from justforward.training.objectives import rows_fingerprint
 from justforward.trajectory.replay import steps_of
@@ -101,14 +100,7 @@ def _rows(log: Trajectory, parsed: Parsed) -> tuple[Task, list[Sample], list[Sam
     try:
         task = task_of(job)
         splits = task.load(job.data_dir)
-        sets = train_sets(
-            len(splits.train),
-            num_train=job.num_train,
-            num_dev=job.num_dev,
-            num_train_sets=job.num_train_sets,
-            train_set_seed=job.train_set_seed,
-            num_eval_samples=min(job.num_eval or len(splits.validation), len(splits.validation)),
-        )
+        sets = sets_of(job, splits)
     except ValueError as error:
         raise _not_here(log, error) from None
     seed = log.header["job"]["train_set"]
