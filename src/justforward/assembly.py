@@ -22,6 +22,7 @@ from justforward.command_line.job import JobArguments
 from justforward.models.adapters import adapter_folder
 from justforward.models.blocks import chosen, find_blocks
 from justforward.models.loading import LoadedModel
+from justforward.models.logged import find_log
 from justforward.models.recipe import ModelRecipe
 from justforward.models.residual import find_stream
 from justforward.models.tuning import TuningSettings, choose
@@ -102,7 +103,7 @@ class Assembly:
     def build(self) -> LoadedModel:
         """The model where it is to be: on the device, on the host with the device computing, or (FSDP) to be spread."""
         job, arguments = self.job, self.arguments
-        if job.linear_probing and adapter_folder(job.model_name):
+        if job.linear_probing and (adapter_folder(job.model_name) or find_log(job.model_name)):
             raise ValueError(
                 f"--linear_probing writes into the head of a plain model: make one of {job.model_name} with "
                 "`justforward export`"

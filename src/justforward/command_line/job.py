@@ -79,10 +79,12 @@ class JobArguments:
     )
 
     model_name: str = _arg(
-        MODEL, "facebook/opt-125m", "Hub id, or path of a folder that save_pretrained wrote: a model, or an adapter."
+        MODEL,
+        "facebook/opt-125m",
+        "Hub id, or path of a folder: a model or an adapter that save_pretrained wrote, or a MeZO run's log.",
     )
     base_model: str | None = _arg(
-        MODEL, None, "The base of an adapter that model_name names. none: as the adapter says."
+        MODEL, None, "The base of an adapter or a log that model_name names. none: as they say."
     )
     trust_remote_code: bool = _arg(
         MODEL, False, "Let a model repository run its own Python code. Only for repositories that you have read."

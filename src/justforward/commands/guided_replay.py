@@ -12,11 +12,11 @@ from justforward.assembly import Assembly, sets_of, task_of, training_arguments
 from justforward.command_line.arguments import Parsed, parse
 from justforward.models.fingerprint import fingerprint
 from justforward.models.loading import LoadedModel
+from justforward.models.logged import steps_of
 from justforward.optim.log import LogError, Trajectory
 from justforward.tasks import Sample, Task
 from justforward.training.guided_trainer import GuidedTrainer
 from justforward.training.objectives import rows_fingerprint
-from justforward.trajectory.replay import steps_of
 
 
 class StopAt(TrainerCallback):

@@ -10,11 +10,12 @@ from peft import PeftModel
 
 from justforward.command_line.parser import Parser
 from justforward.commands.guided_replay import replay_guided
+from justforward.models.logged import is_guided, log_file
 from justforward.models.saving import save
 from justforward.optim.log import read
 from justforward.results.files import writing
 from justforward.training.output_folder import make_room
-from justforward.trajectory.replay import describe, is_guided, log_file, replay
+from justforward.trajectory.replay import describe, replay
 
 
 def log_command(words: list[str]) -> None:

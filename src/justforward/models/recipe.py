@@ -4,22 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import set_seed
 
 from justforward.models.adapters import adapter_folder, base_of, kind_of, put_on
 from justforward.models.loading import LoadedModel, load
+from justforward.models.logged import apply_log, find_log
 from justforward.models.tuning import TuningSettings, merge_lora, train_blocks, tune
+from justforward.optim.log import Trajectory
+
+DTYPE_FLAGS = {
+    "float32": "none of --load_float16, --load_bfloat16 and --load_int8",
+    **{dtype: f"--load_{dtype}" for dtype in ("float16", "bfloat16", "int8")},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRecipe:
     """How to load a model and make it ready for training (or, with tuning None, for evaluation).
 
-    model_name: of a model, or of a saved adapter, which is put on its base; base_model: another base than it names.
+    model_name: of a model, of a saved adapter, which is put on its base, or of a run's log, which is replayed;
+    base_model: another base than the last two name.
     dtype: "float32", "float16", "bfloat16" or "int8"; seed: of what tuning starts at random.
     """
 
@@ -41,9 +49,14 @@ class ModelRecipe:
             torch, "float32" if int8 and torch.device(device).type == "cpu" else "bfloat16" if int8 else self.dtype
         )
         set_seed(self.seed)
+        if (named := find_log(self.model_name)) is not None:
+            return self._replayed(*named, device=device, auto_device=auto_device, trust_remote_code=trust_remote_code)
         folder = adapter_folder(self.model_name)
         if folder is None and self.base_model is not None:
-            raise ValueError(f"--base_model is for the name of an adapter, and {self.model_name} is none: leave it out")
+            raise ValueError(
+                f"--base_model is for the name of an adapter or of a run's log, and {self.model_name} is none: "
+                "leave it out"
+            )
         loaded = load(
             self.model_name if folder is None else base_of(folder, self.base_model),
             dtype=dtype,
@@ -54,29 +67,50 @@ class ModelRecipe:
             device=device,
             trust_remote_code=trust_remote_code,
         )
-        if folder is not None:
-            return self._adapted(loaded, folder)
+        if folder is None:
+            return self._tuned(loaded)
+        kind, tuning = kind_of(folder), self.tuning
+        return self._adapted(put_on(loaded, folder, trained=tuning is not None and tuning.method == kind), kind)
+
+    def _replayed(self, log: Trajectory, to: int, **places: Any) -> LoadedModel:
+        """The model after the logged steps, ready for what this recipe asks."""
+        told = log.header.get("recipe")
+        if told is None:
+            raise ValueError(f"--model_name {self.model_name}: its log does not tell how its model was made")
+        start = self.from_json(told)
+        if start.dtype != self.dtype:
+            raise ValueError(
+                f"--model_name {self.model_name}: a log is replayed in the run's own dtype, which is {start.dtype} "
+                f"and not {self.dtype}: give {DTYPE_FLAGS[start.dtype]}"
+            )
+        start = replace(start, max_length=self.max_length, bos_token_id=self.bos_token_id)
+        if self.base_model is not None:
+            start = replace(start, **{"base_model" if start.base_model else "model_name": self.base_model})
+        loaded = start.build(**places)
+        apply_log(loaded.model, log, to, option="--base_model", quiet=None)
+        if not isinstance(loaded.model, PeftModel):
+            return self._tuned(loaded)
+        return self._adapted(loaded, "lora" if loaded.model.peft_type == "LORA" else "prefix")
+
+    def _tuned(self, loaded: LoadedModel) -> LoadedModel:
         if self.tuning is None:
             return loaded
         set_seed(self.seed)
         return tune(loaded, self.tuning)
 
-    def _adapted(self, loaded: LoadedModel, folder: Path) -> LoadedModel:
-        """The adapter on its base: to be evaluated, to be trained further, or merged and the whole trained."""
-        kind, tuning = kind_of(folder), self.tuning
+    def _adapted(self, loaded: LoadedModel, kind: str) -> LoadedModel:
+        """A model with an adapter on it: to be evaluated, to be trained further, or merged and the whole trained."""
+        tuning = self.tuning
         if tuning is None or tuning.method == kind:
-            found = put_on(loaded, folder, trained=tuning is not None)
             if tuning is not None and tuning.blocks is not None:
-                train_blocks(found.model, tuning.blocks)
-            return found
+                train_blocks(loaded.model, tuning.blocks)
+            return loaded
         if kind != "lora":
             raise ValueError(
                 f"--model_name {self.model_name}: a prefix is trained further with --prefix_tuning, and not by "
                 f"{tuning.method} tuning: give that, or another model"
             )
-        merged = replace(loaded, model=merge_lora(put_on(loaded, folder, trained=False).model))
-        set_seed(self.seed)
-        return tune(merged, tuning)
+        return self._tuned(replace(loaded, model=merge_lora(loaded.model)))
 
     def to_json(self) -> dict[str, Any]:
         """JSON values that `from_json` reads."""

@@ -21,6 +21,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import has_length
 
 from justforward.models.fingerprint import fingerprint
+from justforward.models.logged import apply_steps, learning_rates
 from justforward.optim import MeZO
 from justforward.optim.directions.base import Directions
 from justforward.optim.distribution.ranks import gathered
@@ -29,10 +30,8 @@ from justforward.training.checkpoint_trainer import CheckpointMixin
 from justforward.training.checkpoints import STATE, checkpoints, damage, read_mark, seal, step_of, write_mark
 from justforward.trajectory.recording import (
     UNPREDICTABLE,
-    apply_steps,
     describe_run,
     describe_schedule,
-    learning_rates,
     restore,
     set_schedule,
 )

@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-import itertools
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainingArguments, get_scheduler
+from transformers import TrainingArguments
 
 from justforward.noise import ROUNDING_VERSION
 from justforward.optim import MeZO
@@ -37,22 +36,6 @@ def describe_schedule(args: TrainingArguments, total_steps: int) -> dict[str, An
         "total_steps": total_steps,
         "kwargs": kwargs,
     }
-
-
-def learning_rates(schedule: Mapping[str, Any]) -> Iterator[float]:
-    """The learning rates of steps 0, 1, 2, ..."""
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=schedule["lr"])
-    scheduler = get_scheduler(
-        schedule["name"],
-        optimizer,
-        num_warmup_steps=schedule["warmup_steps"],
-        num_training_steps=schedule["total_steps"],
-        scheduler_specific_kwargs=dict(schedule["kwargs"]) or None,
-    )
-    while True:
-        yield optimizer.param_groups[0]["lr"]
-        optimizer.step()
-        scheduler.step()
 
 
 def describe_run(
@@ -96,22 +79,6 @@ def describe_steps(
     }
 
 
-def apply_steps(
-    mezo: MeZO, header: Mapping[str, Any], steps: Sequence[tuple[float, ...]], *, first: int = 0, progress: Any = None
-) -> None:
-    """Apply the logged steps number `first` to the last; `mezo` stands before step `first`."""
-    assert mezo.steps_done == first, (mezo.steps_done, first)
-    limit, mezo.max_skipped = mezo.max_skipped, len(steps) + 1
-    rates = itertools.islice(learning_rates(header["schedule"]), first, None)
-    for values, rate in zip(steps[first:], rates, strict=False):
-        for group in mezo.param_groups:
-            group["lr"] = rate
-        mezo.apply_logged(values)
-        if progress is not None:
-            progress(1)
-    mezo.max_skipped = limit
-
-
 def restore(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Copy weights into the parameters of the same names."""
     parameters = dict(model.named_parameters())
@@ -119,22 +86,6 @@ def restore(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         for name, value in weights.items():
             for piece, start in pieces(parameters[name]):
                 piece.copy_(value.flatten()[start : start + piece.numel()].view_as(piece))
-
-
-def groups_of(header: Mapping[str, Any], model: nn.Module) -> list[dict[str, Any]]:
-    """The parameter groups that a header describes, over this model's parameters.
-
-    Raises ValueError where the model has other parameters than the run had.
-    """
-    parameters = dict(model.named_parameters())
-    groups: list[dict[str, Any]] = [{**group, "params": []} for group in header["groups"]]
-    for name, shape, dtype, group in header["parameters"]:
-        p = parameters.get(name)
-        if p is None or list(p.shape) != shape or str(p.dtype) != f"torch.{dtype}":
-            found = "is missing" if p is None else f"is {str(p.dtype).removeprefix('torch.')} {list(p.shape)}"
-            raise ValueError(f"the log is of another model: its {name} is {dtype} {shape}, here it {found}")
-        groups[group]["params"].append((name, p))
-    return groups
 
 
 def count_skipped(steps: Iterable[tuple[float, ...]]) -> int:

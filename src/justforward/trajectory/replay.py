@@ -6,25 +6,15 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 from pathlib import Path
 
-from tqdm import tqdm
-
-from justforward.models.fingerprint import fingerprint
 from justforward.models.loading import LoadedModel
+from justforward.models.logged import apply_log, is_guided, log_file, steps_of
 from justforward.models.recipe import ModelRecipe
-from justforward.noise import DISTRIBUTIONS, NOISE_VERSION, ROUNDING_VERSION
-from justforward.optim import MeZO
-from justforward.optim.build import from_header
-from justforward.optim.directions.base import Directions
-from justforward.optim.log import FILE_NAME, GUIDED_FILE_NAME, Layout, LogError, Trajectory, read
-from justforward.optim.rules.base import Rule
+from justforward.optim.log import Layout, Trajectory, read
 from justforward.results.files import write_text
-from justforward.trajectory.recording import apply_steps, count_skipped, groups_of
-
-logger = logging.getLogger(__name__)
+from justforward.trajectory.recording import count_skipped
 
 
 def replay(
@@ -50,32 +40,8 @@ def replay(
     """
     log = read(log_file(path))
     to = steps_of(log, to)
-    header = log.header
-    if is_guided(log):
-        raise ValueError(
-            f"{log.path}: the directions of a guided run are made of its training rows: rebuild it with justforward "
-            f"replay {log.path.parent} --output FOLDER, where the task's data is"
-        )
-    recipe = _recipe(log, model_name)
-    noise, rule = _method(log)
-    loaded = recipe.build(device=device)
-    if fingerprint(loaded.model) != header["base"]:
-        raise ValueError(
-            f"{log.path}: {recipe.model_name} is not the model that this run started from (their weights differ): "
-            "give the right one with --model"
-        )
-    mezo = MeZO(
-        groups_of(header, loaded.model),
-        seed=header["seed"],
-        samples=header["samples"],
-        rounding=header["rounding"].split()[0],
-        sides=header.get("sides", 2),
-        shaping="second_moment" if header["shaping"] == "second_moment" else "none",
-        noise=noise,
-        rule=rule,
-    )
-    with tqdm(total=to, desc="replay", unit=" steps", disable=quiet) as bar:
-        apply_steps(mezo, header, log.steps[:to], progress=bar.update)
+    loaded = _recipe(log, model_name).build(device=device)
+    apply_log(loaded.model, log, to, quiet=quiet)
     return loaded
 
 
@@ -84,52 +50,12 @@ def load(folder: str | Path, *, model: str | None = None, device: str = "cpu") -
     return replay(folder, model_name=model, device=device)
 
 
-def is_guided(log: Trajectory) -> bool:
-    """Whether a log is of guided steps, which take the task's data to rebuild."""
-    return log.header.get("kind") == "guided"
-
-
-def steps_of(log: Trajectory, to: int | None) -> int:
-    """How many steps to apply; None: all. Raises ValueError for more than there are, and LogError for a damaged log."""
-    if to is None:
-        log.check()
-        return len(log.steps)
-    if not 0 <= to <= len(log.steps):
-        log.check()
-        raise ValueError(f"--to {to}: {log.path} holds {len(log.steps)} steps; give a number from 0 to that")
-    return to
-
-
-def log_file(path: str | Path) -> Path:
-    """A log, or that in a folder. Raises ValueError where there is none."""
-    path = Path(path).expanduser()
-    if path.is_dir():
-        guided = path / GUIDED_FILE_NAME
-        path = guided if guided.is_file() and not (path / FILE_NAME).is_file() else path / FILE_NAME
-    if not path.is_file():
-        raise ValueError(f"{path}: no such trajectory log")
-    return path
-
-
 def _recipe(log: Trajectory, model_name: str | None) -> ModelRecipe:
     recipe = log.header.get("recipe")
     if recipe is None and model_name is None:
         raise ValueError(f"{log.path}: does not name its base model: give it with --model")
     made = ModelRecipe.from_json(recipe) if recipe is not None else ModelRecipe(model_name=model_name or "")
     return made if model_name is None else dataclasses.replace(made, model_name=model_name)
-
-
-def _method(log: Trajectory) -> tuple[Directions, Rule]:
-    """The run's directions and rule. Raises LogError where this version's are others."""
-    header, rounding = log.header, log.header["rounding"].split()[1]
-    for distribution in DISTRIBUTIONS:
-        noise, rule = from_header(header, distribution)
-        if noise.version == header["noise"] and rounding == ROUNDING_VERSION:
-            return noise, rule
-    raise LogError(
-        f"{log.path}: its noise is {header['noise']} with rounding {rounding}, and this version draws {NOISE_VERSION} "
-        f"with {ROUNDING_VERSION}: replay it with justforward {header['version']}"
-    )
 
 
 def describe(path: str | Path) -> list[str]:

@@ -10,9 +10,9 @@ from support.families import tiny
 from transformers import TrainerCallback, TrainingArguments
 
 from justforward import MeZOTrainer
+from justforward.models.logged import apply_steps, groups_of
 from justforward.optim import MeZO
 from justforward.optim.log import LogError, read
-from justforward.trajectory.recording import apply_steps, groups_of
 
 
 def rows(count: int = 16) -> list[dict[str, torch.Tensor]]:
