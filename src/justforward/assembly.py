@@ -41,9 +41,10 @@ from justforward.scoring.prompts import PromptEncoder, Row
 from justforward.tasks import Splits, Task, as_conversations, find_task
 from justforward.tasks.sampling import TrainSet, train_sets
 from justforward.training.guided_trainer import GuidedTrainer
+from justforward.training.judges import CACHE
 from justforward.training.objective_trainer import ObjectiveMeZOTrainer, ObjectiveTrainer
 from justforward.training.objectives import OBJECTIVES, Example, Objective
-from justforward.training.rewards import RewardObjective, find_reward
+from justforward.training.rewards import Reward, RewardObjective, find_reward
 
 AnyTrainer = ObjectiveTrainer | ObjectiveMeZOTrainer | GuidedTrainer
 
@@ -187,10 +188,16 @@ class Assembly:
         if self.job.non_diff:
             likelihood = "teacher_forcing" if self.task.generation else "classification"
             guide = OBJECTIVES.get(likelihood)() if self.job.trainer == "guided" else None
-            return RewardObjective(find_reward(self.job.reward, self.task), evaluator.generator, guide)
+            return RewardObjective(self._reward(), evaluator.generator, guide, completions=self.job.num_completions)
         if self.job.train_as_classification:
             return OBJECTIVES.get("classification")()
         return OBJECTIVES.get("teacher_forcing")(only_option=self.job.only_train_option)
+
+    def _reward(self) -> Reward:
+        job, output = self.job, self.arguments.output_dir
+        cache = Path(output) / CACHE if output else None
+        judging = {"cache": cache, "timeout": job.reward_timeout, "retries": job.reward_retries}
+        return find_reward(job.reward, self.task, **judging)
 
     def keep_states(
         self, loaded: LoadedModel, engine: ScoringEngine, rows: Sequence[Row], more: Sequence[Row]

@@ -1,4 +1,4 @@
-"""A run's log is a model's name: evaluated, trained further, exported; the weights are those that the run ended with."""
+"""A run's log is a model's name: evaluated, trained further, exported, as what the run ended with."""
 
 import json
 import shutil
@@ -12,7 +12,8 @@ from justforward.commands.cli import main
 from justforward.results.places import predictions
 
 # fmt: off
-JOB = ["--task_name", "SST2", "--data_dir", DATA, "--use_cpu", "--disable_tqdm", "--num_eval", "4", "--report_to", "none"]
+JOB = ["--task_name", "SST2", "--data_dir", DATA, "--use_cpu", "--disable_tqdm", "--num_eval", "4",
+       "--report_to", "none"]
 TRAIN = ["--trainer", "zo", "--train_as_classification", "--num_train", "8", "--train_set_seed", "0",
          "--max_steps", "4", "--per_device_train_batch_size", "4", "--learning_rate", "0.01", "--save_steps", "2",
          "--save_strategy", "steps", "--save_trajectory"]

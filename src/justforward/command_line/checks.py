@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from justforward.command_line.zeroth_order_checks import method_rules
+from justforward.command_line.zeroth_order_checks import method_rules, reward_rules
 
 if TYPE_CHECKING:
     from justforward.command_line.job import JobArguments
@@ -30,6 +30,8 @@ _AT_LEAST = {
     "bos_token_id": 0,
     "token_budget": 1,
     "zo_max_skipped": 1,
+    "reward_retries": 0,
+    "num_completions": 1,
     "zo_samples": 1,
     "zo_direction_groups": 1,
     "zo_check_steps": 0,
@@ -205,18 +207,7 @@ def _training(job: JobArguments, given: Mapping[str, Any], *, generation: bool) 
             job.save_trajectory and not zo,
             "--save_trajectory keeps the steps of MeZO instead of weights: use it with --trainer zo",
         ),
-        (
-            job.reward is not None and not job.non_diff,
-            "--reward names what to optimise instead of a loss: give --non_diff with it, or leave it out",
-        ),
-        (
-            job.non_diff and job.train_as_classification,
-            "--train_as_classification chooses a loss and --non_diff replaces the loss: leave one of them out",
-        ),
-        (
-            job.non_diff and job.trainer not in ("zo", "guided"),
-            "--non_diff optimises a metric that has no gradient: use it with --trainer zo or guided",
-        ),
+        *reward_rules(job, generation=generation),
         (
             job.train_as_classification and generation and job.is_training,
             f"--train_as_classification needs options, and {job.task_name} has none (its answers are generated): "

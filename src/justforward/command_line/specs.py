@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from justforward.command_line.fields import GROUPS
 from justforward.command_line.job import JobArguments
 from justforward.command_line.trainer_fields import ArgumentSpec
 
@@ -20,5 +21,5 @@ def job_specs() -> tuple[ArgumentSpec, ...]:
             choices=field.metadata["choices"],
             aliases=field.metadata["aliases"],
         )
-        for field in dataclasses.fields(JobArguments)
+        for field in sorted(dataclasses.fields(JobArguments), key=lambda field: GROUPS.index(field.metadata["group"]))
     )

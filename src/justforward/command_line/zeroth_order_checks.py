@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -73,3 +74,38 @@ def method_rules(job: JobArguments, given: Mapping[str, Any]) -> list[Rule]:
             f"--zo_probe in_place takes dense directions, and these are {directions}: leave it out",
         ),
     ]
+
+
+def reward_rules(job: JobArguments, *, generation: bool) -> list[Rule]:
+    """The rules on --non_diff and what it optimises."""
+    judged = job.reward is not None and job.reward.startswith(("command:", "http://", "https://"))
+    asking = [f"--{name}" for name in ("reward_timeout", "reward_retries") if getattr(job, name) != _default(job, name)]
+    return [
+        (
+            job.reward is not None and not job.non_diff,
+            "--reward names what to optimise instead of a loss: give --non_diff with it, or leave it out",
+        ),
+        (
+            job.non_diff and job.train_as_classification,
+            "--train_as_classification chooses a loss and --non_diff replaces the loss: leave one of them out",
+        ),
+        (
+            job.non_diff and job.trainer not in ("zo", "guided"),
+            "--non_diff optimises a metric that has no gradient: use it with --trainer zo or guided",
+        ),
+        (
+            asking != [] and not judged,
+            f"{' and '.join(asking)}: for a --reward that is asked for, command:PROGRAM or http://..., and none is: "
+            "leave it out",
+        ),
+        (job.reward_timeout <= 0, f"argument --reward_timeout: must be above 0 seconds, got {job.reward_timeout:g}"),
+        (
+            job.num_completions > 1 and not (job.non_diff and generation and job.sampling),
+            "--num_completions is of texts that are sampled for a reward: give --non_diff --sampling and a task whose "
+            "answers are generated, or leave it out",
+        ),
+    ]
+
+
+def _default(job: JobArguments, name: str) -> Any:
+    return next(field.default for field in dataclasses.fields(job) if field.name == name)

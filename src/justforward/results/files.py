@@ -77,6 +77,15 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Add lines to a file in one write, behind what a kill may have left of another."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b", buffering=0) as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        torn = file.read(1) not in (b"", b"\n")
+        file.write(b"\n" * torn + "".join(line + "\n" for line in lines).encode())
+
+
 def try_to_write(path: Path) -> None:
     """Make a result file's folder and write there, before the work; each of several processes tries.
 

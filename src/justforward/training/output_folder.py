@@ -12,6 +12,7 @@ from pathlib import Path
 
 from justforward.optim.log import FILE_NAME, GUIDED_FILE_NAME
 from justforward.training.checkpoints import STATE, checkpoints
+from justforward.training.judges import CACHE
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ RUN = (
     "justforward_*.json",
     "all_results.json",
     "train_results.json",
+    CACHE,
 )
 CARDS = ("# A fine-tuned model as a trajectory log", "library_name: peft")
 """What tells a README.md that was written by a training."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from justforward.scoring.generation import Generator
 from justforward.scoring.prompts import PromptEncoder
 from justforward.tasks.base import Sample, Task
 from justforward.tasks.metrics import METRICS, Prediction, check_metric
+from justforward.training.judges import Judge, is_judge
 from justforward.training.objectives import OBJECTIVES, Batch, Example, Measured, ScoredObjective
 
 Reward = Callable[[Sequence[Sample], Sequence[Any]], Sequence[float]]
@@ -27,11 +29,15 @@ REWARDS: Registry[Reward] = Registry("reward", entry_points="justforward.rewards
 """What plug-ins add; metrics are rewards by their own names."""
 
 
-def find_reward(name: str | None, task: Task) -> Reward:
-    """The reward called `name`: a metric, a plug-in's, "module:function", or None for the task's own metric.
+def find_reward(name: str | None, task: Task, **judging: Any) -> Reward:
+    """The reward called `name`: a metric, a plug-in's, "module:function", a judge, or None for the task's own metric.
+
+    judging: arguments of `Judge`, for a program ("command:PROGRAM") or an endpoint ("http://...").
 
     Raises ValueError for what cannot be found, and for a metric that does not fit the task's answers.
     """
+    if name is not None and is_judge(name):
+        return Judge(name, task, **judging)
     if name is not None and ":" in name:
         return _checked(name, _import(name))
     metrics, rewards = METRICS.names(), REWARDS.names()
@@ -42,7 +48,7 @@ def find_reward(name: str | None, task: Task) -> Reward:
         return _checked(known, REWARDS.get(known))
     raise ValueError(
         f"--reward {known}: unknown metric or reward{did_you_mean(known, metrics + rewards)}; known: "
-        f"{', '.join(metrics + rewards)}, or your own as MODULE:FUNCTION"
+        f"{', '.join(metrics + rewards)}, or your own as MODULE:FUNCTION, command:PROGRAM or http://..."
     )
 
 
@@ -95,13 +101,21 @@ class RewardObjective:
     """loss = - mean over samples of reward(sample, output).
 
     The output is the generated text (generation tasks) or the candidate with the highest score. Sampling draws the same
-    random numbers at both probes, so that their difference is the weights' alone.
+    random numbers at all probes of a batch, so that their difference is the weights' alone.
 
-    guide: the loss of the right answers, where a training needs one beside the reward.
+    guide: the loss of the right answers, where a training needs one beside the reward; completions: texts that are
+    sampled for each prompt, whose mean reward is the sample's.
     """
 
-    def __init__(self, reward: Reward, generator: Generator | None = None, guide: ScoredObjective | None = None):
-        self.reward, self.generator, self.guide = reward, generator, guide
+    def __init__(
+        self,
+        reward: Reward,
+        generator: Generator | None = None,
+        guide: ScoredObjective | None = None,
+        *,
+        completions: int = 1,
+    ):
+        self.reward, self.generator, self.guide, self.completions = reward, generator, guide, completions
 
     def encode(self, encoder: PromptEncoder, sample: Sample) -> Example:
         """The prompt to continue, or all candidates' rows; and the guide's rows and label."""
@@ -117,7 +131,7 @@ class RewardObjective:
 
     def measure(self, engine: ScoringEngine, batch: Batch) -> Measured:
         """See the class."""
-        samples = [e.sample for e in batch.examples if e.sample is not None]
+        samples = [e.sample for e in batch.examples if e.sample is not None for _ in range(self.completions)]
         try:
             rewards = self.reward(samples, self._outputs(engine, batch))
         except NotNumbersError:
@@ -128,10 +142,11 @@ class RewardObjective:
     def _outputs(self, engine: ScoringEngine, batch: Batch) -> list[Any]:
         if batch.examples[0].prompt:
             assert self.generator is not None, "generated rewards need a generator"
+            prompts = [e.prompt for e in batch.examples for _ in range(self.completions)]
             with torch.random.fork_rng():
-                torch.manual_seed(0)
+                torch.manual_seed(zlib.crc32(repr(prompts).encode()))
                 with numbers_only(self.generator.model):
-                    return self.generator.generate([e.prompt for e in batch.examples])
+                    return self.generator.generate(prompts)
         scores = engine.run(batch.plan).means().split([len(e.rows) for e in batch.examples])
         if not all(is_choice(values.tolist()) for values in scores):
             raise NotNumbersError("the candidates' scores are not numbers")
