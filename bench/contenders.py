@@ -73,6 +73,12 @@ CONTENDERS = {
     "eggroll": Contender(f"{ZO} --zo_method eggroll --max_steps 100", ("1e-2", "3e-2"), "-3:"),
     "fzoo": Contender(f"{ZO} --zo_method fzoo --max_steps 22", ("3e-5", "1e-4"), "-3:"),
     "mezo-lora": Contender(f"{ZO} --max_steps 100 --lora --zo_eps 1e-2", ("1e-3", "1e-2"), "-3:"),
+    "four-bits": Contender("--load_4bit", wide=True),
+    "four-bits-lora": Contender(f"{ZO} --max_steps 100 --lora --zo_eps 1e-2 --load_4bit", ("1e-3", "1e-2"), wide=True),
+    "four-bits-scales": Contender(
+        f"{ZO} --max_steps 100 --tune_scales --zo_clip 100 --load_4bit", ("1e-5", "1e-4", "1e-3"), wide=True
+    ),
+    "sixteen-bits-lora": Contender(f"{ZO} --max_steps 100 --lora --zo_eps 1e-2", ("1e-3", "1e-2")),
     **{
         f"{name}-lora": Contender(f"{ZO} --zo_method {name} --max_steps 100 --lora --zo_eps 1e-2", rates, "-3:")
         for name, rates in (("zo-adam", ("1e-3", "1e-2")), ("zo-sign", ("1e-4", "1e-3")))

@@ -130,7 +130,7 @@ class Assembly:
     def _tuning(self) -> TuningSettings:
         job = self.job
         return TuningSettings(
-            method=choose(lora=job.lora, prefix_tuning=job.prefix_tuning, head_tuning=job.head_tuning),
+            method=choose(lora=job.lora, prefix=job.prefix_tuning, head=job.head_tuning, scales=job.tune_scales),
             untie=job.untie_emb,
             lora_r=job.lora_r,
             lora_alpha=job.lora_alpha,
@@ -280,9 +280,10 @@ class Assembly:
             "zo_eps": job.zo_eps,
             "zo_samples": job.zo_samples,
             "zo_shaping": job.zo_shaping,
+            "zo_clip": job.zo_clip,
             "zo_max_skipped": job.zo_max_skipped,
             "zo_rounding": job.zo_rounding,
-            "zo_probe": job.zo_probe,
+            "zo_probe": "copy" if job.tune_scales and job.zo_probe == "auto" else job.zo_probe,
             "noise": noise,
             "zo_sides": job.zo_sides,
             "zo_split": job.zo_split,

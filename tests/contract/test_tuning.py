@@ -8,14 +8,11 @@ import pytest
 import torch
 import transformers as hf
 from peft import PeftModel
-from safetensors.torch import load_file
 from support.families import CONFIGS, VOCABULARY, tiny
-from support.golden import DATA, MODEL
 
 from justforward.command_line.arguments import parse
-from justforward.commands.cli import main
 from justforward.models.blocks import find_blocks
-from justforward.models.loading import LoadedModel, load
+from justforward.models.loading import LoadedModel
 from justforward.models.tuning import TUNERS, TuningSettings, choose, lora_targets, merge_lora, tune, untie
 from justforward.optim import MeZO
 from justforward.scoring import ScoringEngine
@@ -273,49 +270,8 @@ def test_a_tuner_is_added_in_one_place(monkeypatch):
 def test_flags_name_methods():
     assert choose() == "full"
     assert choose(lora=True) == "lora"
-    assert choose(prefix_tuning=True) == "prefix"
-    assert choose(head_tuning=True) == "head"
-
-
-def test_int8_weights_carry_adapters_only(tmp_path):
-    full = load(MODEL)
-    loaded = load(MODEL, int8=True)
-    difference = (scores(loaded.model) - scores(full.model)).abs().max()
-    assert 0 < difference < 0.05
-    for method in ("full", "head"):
-        with pytest.raises(ValueError, match="train an adapter"):
-            tune(loaded, METHODS[method])
-    for method in ("lora", "prefix"):
-        model = tune(load(MODEL, int8=True), METHODS[method]).model
-        assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
-        start = scores(model)
-        one_step(model)
-        after = scores(model)
-        assert (after - start).abs().max() > 1e-6
-        model.save_pretrained(tmp_path / method)
-        again = PeftModel.from_pretrained(load(MODEL, int8=True).model, str(tmp_path / method))
-        assert torch.equal(scores(again), after)
-
-
-@pytest.mark.parametrize("method", ["--lora", "--prefix_tuning"])
-def test_int8_through_the_command_line(method, tmp_path, monkeypatch):
-    """The run's log names the weights by what their bits are, those of quantised ones too."""
-    monkeypatch.chdir(tmp_path)
-    # fmt: off
-    job = ["--task_name", "SST2", "--data_dir", DATA, "--model_name", MODEL, "--train_as_classification", "--num_train",
-           "4", "--train_set_seed", "0", "--use_cpu", "--report_to", "none", "--num_eval", "4", "--max_steps", "2",
-           "--trainer", "zo", "--zo_eps", "1e-2", "--load_int8", "--output_dir", "out", "--result_file", "r.json"]
-    # fmt: on
-    assert main([*job, method, "--save_model"]) == 0
-    assert main(["replay", "out", "--output", "again"]) == 0
-    saved, again = (load_file(f"{folder}/adapter_model.safetensors") for folder in ("out", "again"))
-    assert all(torch.equal(saved[name], again[name]) for name in saved)
-
-
-def test_int8_without_its_package(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'justforward\[quant\]'"):
-        load(MODEL, int8=True)
+    assert choose(prefix=True) == "prefix"
+    assert choose(head=True) == "head"
 
 
 @pytest.mark.parametrize(

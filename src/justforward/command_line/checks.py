@@ -161,8 +161,12 @@ def _sample_sets(job: JobArguments) -> list[Rule]:
 
 
 def _model(job: JobArguments) -> list[Rule]:
-    loads = [f"--load_{name}" for name in ("float16", "bfloat16", "int8") if getattr(job, f"load_{name}")]
+    loads = [f"--load_{name}" for name in ("float16", "bfloat16", "int8", "4bit") if getattr(job, f"load_{name}")]
     return [(len(loads) > 1, f"{' and '.join(loads)} exclude each other: weights have one type, give one of them")]
+
+
+def _quantises(job: JobArguments) -> str:
+    return "--load_int8" if job.load_int8 else "--load_4bit" if job.load_4bit else ""
 
 
 def _calibration(job: JobArguments, *, generation: bool) -> list[Rule]:
@@ -232,7 +236,7 @@ def _training(job: JobArguments, given: Mapping[str, Any], *, generation: bool) 
 
 
 def _tuning(job: JobArguments) -> list[Rule]:
-    names = ("lora", "prefix_tuning", "head_tuning", "linear_probing")
+    names, few = ("lora", "prefix_tuning", "tune_scales", "head_tuning", "linear_probing"), _quantises(job)
     chosen = [f"--{name}" for name in names if getattr(job, name)]
     return [
         (len(chosen) > 1, f"{' and '.join(chosen)} exclude each other: give one way of tuning"),
@@ -241,22 +245,22 @@ def _tuning(job: JobArguments) -> list[Rule]:
             f"{'/'.join(chosen)} says how to train, and nothing is trained: give --trainer, or leave it out",
         ),
         (
-            job.load_int8 and job.is_training and not (job.lora or job.prefix_tuning),
-            "--load_int8 weights cannot be trained themselves: train an adapter over them with --lora or "
-            "--prefix_tuning, or leave --load_int8 out",
+            few != "" and job.is_training and not (job.lora or job.prefix_tuning or job.tune_scales),
+            f"{few} weights cannot be trained themselves: train an adapter over them with --lora or --prefix_tuning, "
+            f"or their scales with --tune_scales, or leave {few} out",
         ),
         (
-            job.load_int8 and job.untie_emb,
-            "--untie_emb makes a head to be trained, and over --load_int8 only adapters are: leave one of them out",
+            few != "" and job.untie_emb,
+            f"--untie_emb makes a head to be trained, and over {few} only adapters are: leave one of them out",
         ),
         (
             job.merge_lora and not (job.lora and job.save_model),
             "--merge_lora says how LoRA is saved: use it with --lora and --save_model",
         ),
         (
-            job.merge_lora and job.load_int8,
-            "--merge_lora would round LoRA's updates to 8 bits: leave out --merge_lora (and merge into 16-bit "
-            "weights later), or --load_int8",
+            job.merge_lora and few != "",
+            f"--merge_lora would round LoRA's updates to the bits of {few}: leave out --merge_lora (and merge into "
+            f"16-bit weights later), or {few}",
         ),
         (
             job.linear_probing and job.trainer == "zo",
@@ -347,9 +351,9 @@ def _placement(job: JobArguments, given: Mapping[str, Any]) -> list[Rule]:
             f"--zo_offload {job.zo_offload} is for training by forward passes: use it with --trainer zo",
         ),
         (
-            apart and (shared or bool(given.get("torch_compile")) or job.load_int8),
+            apart and (shared or bool(given.get("torch_compile")) or _quantises(job) != ""),
             f"--zo_offload {job.zo_offload} keeps plain weights on the host of one process: leave out --fsdp, "
-            "--torch_compile and --load_int8, or --zo_offload",
+            "--torch_compile, --load_int8 and --load_4bit, or --zo_offload",
         ),
         (
             apart and job.zo_probe == "paired",

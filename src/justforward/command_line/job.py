@@ -77,7 +77,8 @@ class JobArguments(ZerothOrderArguments):
     )
     load_float16: bool = arg(MODEL, False, "Weights in float16. With none of the load_ arguments: float32.")
     load_bfloat16: bool = arg(MODEL, False, "Weights in bfloat16.")
-    load_int8: bool = arg(MODEL, False, "Layers' weights rounded to 8-bit integers; only adapters train over them.")
+    load_int8: bool = arg(MODEL, False, "Layers' weights rounded to 8-bit integers; adapters or scales are trained.")
+    load_4bit: bool = arg(MODEL, False, "Layers' weights rounded to 4 bits (NF4); adapters or scales are trained.")
     max_length: int = arg(
         MODEL,
         2048,
@@ -166,6 +167,9 @@ class JobArguments(ZerothOrderArguments):
         False,
         "With save_model: add LoRA's updates to the weights and save the plain model, instead of the adapter.",
     )
+    tune_scales: bool = arg(
+        TUNING, False, "Train the scales of quantised weights, by MeZO (QZO): with --load_4bit or --load_int8."
+    )
     head_tuning: bool = arg(
         TUNING, False, "Train the language-model head only; it gets weights of its own where it shares the embedding's."
     )
@@ -240,8 +244,8 @@ class JobArguments(ZerothOrderArguments):
 
     @property
     def dtype(self) -> str:
-        """The weights' type: "float32", "float16", "bfloat16" or "int8"."""
-        chosen = [name for name in ("float16", "bfloat16", "int8") if getattr(self, f"load_{name}")]
+        """The weights' type: "float32", "float16", "bfloat16", "int8" or "4bit"."""
+        chosen = [name for name in ("float16", "bfloat16", "int8", "4bit") if getattr(self, f"load_{name}")]
         return chosen[0] if chosen else "float32"
 
 
@@ -250,5 +254,6 @@ LATER_ARGUMENTS = {
     *("zo_sparsity", "zo_angle", "zo_beta", "zo_beta1", "zo_beta2", "zo_window"),
     *("train_blocks", "kept_states", "guide_coefficients", "guide_noise"),
     *("chat_template", "system_prompt", "base_model"),
+    *("load_4bit", "tune_scales", "zo_clip"),
     *("reward_timeout", "reward_retries", "num_completions"),
 }

@@ -80,6 +80,7 @@ class ZerothOrderArguments:
         "with coarse metrics (non_diff).",
         choices=("none", "rank", "zscore", "deviation", "spread", "second_moment"),
     )
+    zo_clip: float | None = arg(MEZO, None, "Projected gradients beyond this are cut to it. none: none is.")
     zo_distribution: str = arg(
         MEZO,
         "gaussian",

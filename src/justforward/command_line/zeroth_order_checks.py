@@ -44,8 +44,14 @@ def method_rules(job: JobArguments, given: Mapping[str, Any]) -> list[Rule]:
     directions, plain = job.zo_directions or METHODS[job.zo_method].directions, f"--zo_method {job.zo_method}"
     dense = directions == "dense" and _rule(job) == "sgd"
     if job.trainer != "zo":
-        return []
+        return [(job.tune_scales, "--tune_scales moves scales where they lie, by forward passes: use --trainer zo")]
     return [
+        (
+            job.tune_scales and (not dense or job.zo_split or job.zo_probe not in ("auto", "copy", "in_place")),
+            "--tune_scales moves scales where they lie: use dense directions, and leave --zo_split and --zo_probe out",
+        ),
+        (job.tune_scales and bool(given.get("fsdp")), "--tune_scales is for one copy of a model: leave --fsdp out"),
+        (job.zo_clip is not None and job.zo_clip <= 0, f"argument --zo_clip: must be above 0, got {job.zo_clip}"),
         (
             job.zo_split and (job.zo_sides == 1 or job.zo_samples < 2),
             f"--zo_split divides a batch among {job.zo_samples} directions on {job.zo_sides} side(s): it takes "

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "numba", "packaging", "triton")
 FOR = {
     "demo": "make demo",
-    "quant": "8-bit weights (--load_int8)",
+    "quant": "8- and 4-bit weights (--load_int8, --load_4bit)",
     "bench": "the peer in the benchmarks",
     "plots": "the plots of justforward report",
     "sweep": "justforward sweep",

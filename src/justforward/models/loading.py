@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +15,11 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TorchAoConfig,
 )
 
 from justforward.models.causality import EARLIER, is_causal, plain_tokens
 from justforward.models.generation_config import read as read_generation_config
+from justforward.models.quantised import keep_layout, quantisation, stored_dtype
 from justforward.models.reading import reading
 from justforward.models.sources import ModelError, find_source, folder_of, hub_adapter
 from justforward.models.whole import refuse_unless_whole, without_table
@@ -45,7 +44,7 @@ def load(
     name: str,
     *,
     dtype: torch.dtype = torch.float32,
-    int8: bool = False,
+    quantised: str | None = None,
     max_length: int = 2048,
     bos_token_id: int | None = None,
     auto_device: bool = True,
@@ -54,28 +53,27 @@ def load(
 ) -> LoadedModel:
     """Load a model in `dtype` (weights stream straight into it) and its tokenizer, in evaluation mode.
 
-    With `int8` the layers' matrices are rounded to 8 bits, and `dtype` is that of all else. With `auto_device` and
-    several GPUs the model is spread over them, else it is put on `device`. Raises ValueError, in one line, for what
-    cannot be found or loaded.
+    quantised: "int8" or "4bit": the layers' matrices are rounded so, and `dtype` is that of all else; of a model that
+    is stored in 4 bits its own. With `auto_device` and several GPUs the model is spread over them, else it is put on
+    `device`. Raises ValueError, in one line, for what cannot be found or loaded.
     """
     source = find_source(name)
-    quantized: dict[str, Any] = {}
-    if int8:
-        if "gguf_file" in source:
-            raise ValueError(f"--load_int8: {name} is a GGUF file, quantised already: leave --load_int8 out")
-        quantized = {"quantization_config": int8_config()}
+    if quantised and "gguf_file" in source:
+        raise ValueError(f"--load_{quantised}: {name} is a GGUF file, quantised already: leave --load_{quantised} out")
     tokenizer, bos_token_id, max_length = load_tokenizer(
         name, max_length=max_length, bos_token_id=bos_token_id, trust_remote_code=trust_remote_code
     )
     spread = {"device_map": "auto"} if auto_device and torch.cuda.device_count() > 1 else {}
     config = load_config(name, trust_remote_code=trust_remote_code)
     settings = _without_pad_outside(config)
+    dtype = stored_dtype(config) or dtype
+    if quantised:
+        settings["quantization_config"] = quantisation(quantised, config, dtype)
     with reading(name, source, "weights"), without_table():
         settings["generation_config"] = read_generation_config(source)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             **source,
             **settings,
-            **quantized,
             **spread,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
@@ -84,6 +82,7 @@ def load(
         )
     model, found = loaded
     refuse_unless_whole(name, model, found, folder_of(source))
+    keep_layout(model)
     tokens = plain_tokens(model, tokenizer, EARLIER + 2)
     with reading(name, source, "run"):
         if not spread:
@@ -173,19 +172,6 @@ def not_causal(config: PreTrainedConfig, why: str = "a later token changes what 
     """The refusal of another kind of model."""
     kind = (config.architectures or [type(config).__name__])[0]
     return f"{kind} is no causal language model, {why}: give one that writes text, such as OPT, Llama or Qwen"
-
-
-def int8_config() -> TorchAoConfig:
-    """Weights as 8-bit integers with one scale per output; activations are not rounded.
-
-    Rounded activations (as in LLM.int8) would make the loss a staircase, on which MeZO's small probes measure steps.
-    Raises ValueError where torchao is not installed.
-    """
-    if importlib.util.find_spec("torchao") is None:
-        raise ValueError("--load_int8 needs the package torchao: pip install 'justforward[quant]'")
-    from torchao.quantization import Int8WeightOnlyConfig
-
-    return TorchAoConfig(Int8WeightOnlyConfig(set_inductor_config=False))
 
 
 def _forget_gguf(model: PreTrainedModel) -> None:

@@ -13,12 +13,13 @@ from transformers import set_seed
 from justforward.models.adapters import adapter_folder, base_of, kind_of, put_on
 from justforward.models.loading import LoadedModel, load
 from justforward.models.logged import apply_log, find_log
+from justforward.models.quantised import PACKAGES
 from justforward.models.tuning import TuningSettings, merge_lora, train_blocks, tune
 from justforward.optim.log import Trajectory
 
 DTYPE_FLAGS = {
-    "float32": "none of --load_float16, --load_bfloat16 and --load_int8",
-    **{dtype: f"--load_{dtype}" for dtype in ("float16", "bfloat16", "int8")},
+    "float32": "none of the --load_ arguments",
+    **{dtype: f"--load_{dtype}" for dtype in ("float16", "bfloat16", "int8", "4bit")},
 }
 
 
@@ -28,7 +29,7 @@ class ModelRecipe:
 
     model_name: of a model, of a saved adapter, which is put on its base, or of a run's log, which is replayed;
     base_model: another base than the last two name.
-    dtype: "float32", "float16", "bfloat16" or "int8"; seed: of what tuning starts at random.
+    dtype: "float32", "float16", "bfloat16", "int8" or "4bit"; seed: of what tuning starts at random.
     """
 
     model_name: str
@@ -43,11 +44,10 @@ class ModelRecipe:
         self, *, device: torch.device | str = "cpu", auto_device: bool = True, trust_remote_code: bool = False
     ) -> LoadedModel:
         """Load and tune. Raises ValueError, in one line, for what the user can mend."""
-        int8 = self.dtype == "int8"
-        # With int8, the dtype of what is not quantised.
-        dtype = getattr(
-            torch, "float32" if int8 and torch.device(device).type == "cpu" else "bfloat16" if int8 else self.dtype
-        )
+        quantised = self.dtype if self.dtype in PACKAGES else None
+        # 4 bits are multiplied in bfloat16 also by a CPU that has it.
+        rest = "float32" if self.dtype == "int8" and torch.device(device).type == "cpu" else "bfloat16"
+        dtype = getattr(torch, rest if quantised else self.dtype)
         set_seed(self.seed)
         if (named := find_log(self.model_name)) is not None:
             return self._replayed(*named, device=device, auto_device=auto_device, trust_remote_code=trust_remote_code)
@@ -60,7 +60,7 @@ class ModelRecipe:
         loaded = load(
             self.model_name if folder is None else base_of(folder, self.base_model),
             dtype=dtype,
-            int8=int8,
+            quantised=quantised,
             max_length=self.max_length,
             bos_token_id=self.bos_token_id,
             auto_device=auto_device,

@@ -32,6 +32,7 @@ from transformers.pytorch_utils import Conv1D
 from justforward.models.blocks import chosen, find_blocks
 from justforward.models.loading import LoadedModel
 from justforward.models.prefix_mlp import PrefixMLPModel
+from justforward.models.quantised import train_scales
 from justforward.models.reading import listed
 from justforward.models.residual import find_stream
 from justforward.models.towers import inside, unseen_towers
@@ -74,9 +75,9 @@ Tuner = Callable[[LoadedModel, TuningSettings], LoadedModel]
 TUNERS: Registry[Tuner] = Registry("tuning method", entry_points="justforward.tuners")
 
 
-def choose(*, lora: bool = False, prefix_tuning: bool = False, head_tuning: bool = False) -> str:
-    """The method that the command line's flags name; "full" where none is given."""
-    return "lora" if lora else "prefix" if prefix_tuning else "head" if head_tuning else "full"
+def choose(**flags: bool) -> str:
+    """The method of the command line's flag that is given (lora, prefix, head, scales); "full" where none is."""
+    return next((name for name, given in flags.items() if given), "full")
 
 
 def tune(loaded: LoadedModel, settings: TuningSettings) -> LoadedModel:
@@ -129,6 +130,16 @@ def tune_head(loaded: LoadedModel, settings: TuningSettings) -> LoadedModel:
         logger.info("the head shares the input embedding's weights: it gets a copy, so that only the head is trained")
     loaded.model.requires_grad_(False)
     _head(loaded.model).requires_grad_(True)
+    return loaded
+
+
+@TUNERS.register("scales")
+def tune_scales(loaded: LoadedModel, settings: TuningSettings) -> LoadedModel:
+    """Train the scales of quantised weights, and nothing else (QZO, Shang et al., arXiv 2505.13430)."""
+    if not train_scales(loaded.model):
+        raise ValueError("--tune_scales trains the scales of quantised weights, and there are none: give --load_4bit")
+    if settings.blocks is not None:
+        train_blocks(loaded.model, settings.blocks)
     return loaded
 
 
@@ -264,7 +275,10 @@ def _keys_and_values(model: PreTrainedModel, tokens: torch.Tensor) -> list[tuple
 def _refuse_quantised(model: PreTrainedModel) -> None:
     # Quantised tensors may call themselves floating-point: only the loader's mark tells.
     if getattr(model, "is_quantized", False):
-        raise ValueError("quantised weights cannot be trained: train an adapter over them (LoRA or a prefix)")
+        raise ValueError(
+            "quantised weights cannot be trained: train an adapter over them (--lora or --prefix_tuning), or their "
+            "scales (--tune_scales)"
+        )
 
 
 def _head(model: PreTrainedModel) -> nn.Linear:

@@ -65,6 +65,7 @@ class MeZO(torch.optim.Optimizer):
         noise: where z comes from: one of `justforward.optim.directions`, or anything with `CounterNoise`'s `add_`.
         rule: what is made of the estimates: one of `justforward.optim.rules`; None for SGD. Other rules, and directions
             other than `CounterNoise`, take weights that ranks do not share.
+        clip: projected gradients beyond this are cut to it (directional derivative clipping, QZO, arXiv 2505.13430).
         max_skipped: a step whose loss is not finite is skipped; so many in a row raise DivergenceError.
         direction_groups: under torch.distributed, into how many groups the ranks are split; each group probes its
             share of the directions, and the ranks of a group average their losses. At most `samples`.
@@ -94,6 +95,7 @@ class MeZO(torch.optim.Optimizer):
         rounding: str = "stochastic",
         noise: NoiseSource | None = None,
         rule: Rule | None = None,
+        clip: float | None = None,
         max_skipped: int = 20,
         direction_groups: int = 1,
         check_every: int = 0,
@@ -111,7 +113,7 @@ class MeZO(torch.optim.Optimizer):
         check_update(pairs, self.noise, self.rule, self.probe.name)
         self.rounding = rounding if isinstance(self.noise, Directions) else "nearest"
         self.samples, self.sides, self.split, self.shaping = samples, sides, split, shaping
-        self.max_skipped = max_skipped
+        self.clip, self.max_skipped = clip, max_skipped
         self.direction_groups, self.check_every = direction_groups, check_every
         # Kept under one string key of `state`: it is saved, restored and copied like any optimiser's state.
         cast(Any, self.state)["mezo"] = {
@@ -277,6 +279,8 @@ class MeZO(torch.optim.Optimizer):
         found: dict[str, Any] = {} if self.sides == 2 else {"sides": self.sides}
         if self.split:
             found["split"] = True
+        if self.clip is not None:
+            found["clip"] = self.clip
         if isinstance(self.noise, Directions) and not isinstance(self.noise, CounterNoise):
             found["directions"] = {"name": self.noise.name, **self.noise.describe()}
         if not isinstance(self.rule, SGD):
@@ -301,7 +305,8 @@ class MeZO(torch.optim.Optimizer):
         self._pending = [0.0] * (2 * self.samples + 1)  # sums of weight * loss, per probe, and of weight
 
     def _measured(self, values: list[float]) -> Estimate:
-        return make_estimate(values, eps=self.param_groups[0]["eps"], shaping=self.shaping, sides=self.sides)
+        eps = self.param_groups[0]["eps"]
+        return make_estimate(values, eps=eps, shaping=self.shaping, sides=self.sides, clip=self.clip)
 
     def _apply(self, measured: Estimate) -> None:
         progress = self._progress

@@ -45,6 +45,7 @@ class MeZOMixin(TrajectoryMixin):
         zo_sides: 2 or 1; see MeZO.
         zo_split: every direction probes its own share of a batch; see MeZO.
         zo_shaping: what a step differences; see MeZO.
+        zo_clip: what projected gradients are cut to; None: nothing.
         zo_rule: what is made of the estimates; None for SGD.
         zo_max_skipped: so many steps in a row with a loss that is not finite end the training.
         zo_rounding: how updates of 16-bit weights are rounded; see MeZO.
@@ -67,6 +68,7 @@ class MeZOMixin(TrajectoryMixin):
         zo_sides: int = 2,
         zo_split: bool = False,
         zo_shaping: str = "none",
+        zo_clip: float | None = None,
         zo_rule: Rule | None = None,
         zo_max_skipped: int = 20,
         zo_rounding: str = "stochastic",
@@ -84,6 +86,7 @@ class MeZOMixin(TrajectoryMixin):
             "sides": zo_sides,
             "split": zo_split,
             "shaping": zo_shaping,
+            "clip": zo_clip,
             "rule": zo_rule,
             "max_skipped": zo_max_skipped,
             "rounding": zo_rounding,

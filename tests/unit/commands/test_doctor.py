@@ -121,7 +121,7 @@ def test_missing_extras_say_what_for(monkeypatch):
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "torchao" else "9")
     quant = next(f for f in doctor._extras() if f.name == "quant")
     assert (quant.status, quant.value) == ("missing", "without torchao")
-    assert quant.mend == "pip install 'justforward[quant]', for 8-bit weights (--load_int8)"
+    assert quant.mend == "pip install 'justforward[quant]', for 8- and 4-bit weights (--load_int8, --load_4bit)"
 
 
 def test_every_extra_has_a_purpose():

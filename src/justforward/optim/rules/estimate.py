@@ -104,10 +104,13 @@ class Estimate:
         return self.losses[0][1]
 
 
-def make_estimate(losses: Sequence[float], *, eps: float, shaping: str = "none", sides: int = 2) -> Estimate:
+def make_estimate(
+    losses: Sequence[float], *, eps: float, shaping: str = "none", sides: int = 2, clip: float | None = None
+) -> Estimate:
     """The estimate of losses in the order plus, minus, plus, minus, ..., shaped as SHAPINGS says.
 
-    sides: 1 where "minus" is the loss at theta, the same for all directions.
+    sides: 1 where "minus" is the loss at theta, the same for all directions; clip: what projected gradients are cut to,
+    in magnitude.
     """
     pluses, minuses = list(losses[::2]), list(losses[1::2])
     if sides == 2:
@@ -120,6 +123,8 @@ def make_estimate(losses: Sequence[float], *, eps: float, shaping: str = "none",
     if shaping == "spread":
         root = math.sqrt(sum(g * g for g in projected_grads) / len(projected_grads))
         projected_grads = [g / root if root else 0.0 for g in projected_grads]
+    if clip is not None:  # what is no number stays none, and its step is skipped
+        projected_grads = [math.copysign(min(abs(g), clip), g) if math.isfinite(g) else g for g in projected_grads]
     return Estimate(
         losses=tuple(zip(pluses, minuses, strict=True)),
         # Rounded to what a trajectory log keeps, so that a replay is the run: relative error 2^-16.
