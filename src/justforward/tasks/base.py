@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from justforward.registry import Registry
+from justforward.tasks.harness import Harness
 from justforward.tasks.loading import Hub, Row, load_rows
 
 
@@ -79,6 +80,9 @@ class Task:
     """Whether all tokens of a conversation are learned, and not the assistant's turns alone."""
     splits_long: bool = False
     """Whether a text that is too long is learned in pieces; its end is cut off otherwise."""
+
+    harness: Harness | None = None
+    """Of a task of another evaluation harness: its texts to the character, and its metrics."""
 
     @property
     def is_whole(self) -> bool:
@@ -165,7 +169,12 @@ class Task:
 
 
 def as_conversations(task: Task, *, chat: bool, system: str | None) -> Task:
-    """The task, and what a command says of the chat template. Raises ValueError for a system text without one."""
+    """The task, and what a command says of the chat template.
+
+    Raises ValueError for a system text without a template, and for a task whose texts are a harness's.
+    """
+    if chat and task.harness is not None:
+        raise ValueError(f"--chat_template: {task.name} is asked as its harness asks it, in plain text: leave it out")
     if system is not None and not (chat or task.chat):
         raise ValueError(
             "--system_prompt is what a conversation begins with: give --chat_template with it, or leave it out"
