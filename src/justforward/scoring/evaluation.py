@@ -30,8 +30,8 @@ class Outcome:
     """What became of one sample; one line of the predictions file.
 
     scores: one per candidate, the mean log-probability (of a harness's task the sum; with calibration the difference of
-    the sums), or None for generation; predicted: the candidate or the generated text; correct: what was accepted; cut: so many of
-    its tokens did not fit; tokens: of a text that is learned whole, how many were scored.
+    the sums), or None for generation; predicted: the candidate or the generated text; correct: what was accepted; cut:
+    so many of its tokens did not fit; tokens: of a text that is learned whole, how many were scored.
     """
 
     id: Any
@@ -124,7 +124,8 @@ class Evaluator:
     def metrics(self, samples: Sequence[Sample], outcomes: Sequence[Outcome]) -> dict[str, float]:
         """The task's metric of these outcomes by name, and exact match (em) beside it for generated answers.
 
-        Of a harness's task: that harness's metrics. Of texts that are learned whole: the mean negative log-probability of all tokens, and its exponential.
+        Of a harness's task: that harness's metrics. Of texts that are learned whole: the mean negative log-probability
+        of all tokens, and its exponential.
         """
         if self.task.is_whole:
             total = math.fsum(o.scores[0] * o.tokens for o in outcomes if o.scores)

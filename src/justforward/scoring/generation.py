@@ -35,8 +35,8 @@ TOKENS = {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"
 class GenerationSettings:
     """How continuations are drawn: greedy, `num_beams` > 1, or `sampling` with temperature, top_k and top_p.
 
-    eos_token: an answer ends before this text, or one of `other_ends`, or at an end token of the tokenizer or the model.
-    Of the model's own generation config nothing else counts. verbatim: answers keep the blanks around them.
+    eos_token: an answer ends before this text, or one of `other_ends`, or at an end token of the tokenizer or the
+    model. Of the model's own generation config nothing else counts. verbatim: answers keep the blanks around them.
     """
 
     max_new_tokens: int = 50

@@ -65,7 +65,9 @@ def _named(name: str, manager: Any, wanted: str) -> tuple[Any, str]:
     entry = manager.task_index.get(wanted)
     if entry is None:
         near = did_you_mean(wanted, manager.all_subtasks)
-        raise ValueError(f"{PREFIX}{name}: lm_eval knows no task '{wanted}'{near}; files of your own: {PREFIX}FILE.yaml")
+        raise ValueError(
+            f"{PREFIX}{name}: lm_eval knows no task '{wanted}'{near}; files of your own: {PREFIX}FILE.yaml"
+        )
     if wanted not in manager.all_subtasks:
         members = sorted(entry.tags) if wanted in manager.all_tags else _members((entry.cfg or {}).get("task"))
         raise _several(name, members)

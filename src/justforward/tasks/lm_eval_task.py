@@ -6,7 +6,6 @@ Multiple choice and generation are taken. docs/lm-eval.md says what equals lm_ev
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +76,7 @@ class Converted:
             name=f"{PREFIX}{config.task}",
             rows=self._rows,
             fields={},
-            template=lambda row: row["description"] + os.path.commonprefix(row["contexts"]),
+            template=lambda row: row["description"] + ("" if len(row["contexts"]) > 1 else row["contexts"][0]),
             candidates=(lambda row: row["choices"]) if self._choice else None,
             correct=lambda row: row["right"],
             option=_option,
@@ -126,9 +125,7 @@ class Converted:
             return {**row, **(self._choices(doc, context) if self._choice else self._answers(doc, contexts[0]))}
 
     def _context(self, doc: Any, num_fewshot: int) -> Any:
-        return self.source.fewshot_context(
-            doc, num_fewshot=num_fewshot, gen_prefix=self.source.doc_to_prefix(doc)
-        )
+        return self.source.fewshot_context(doc, num_fewshot=num_fewshot, gen_prefix=self.source.doc_to_prefix(doc))
 
     def _requests(self, doc: Any, context: Any, index: int = 0) -> list[Any]:
         made = self.source.construct_requests(doc=doc, ctx=context, metadata=(self.name, index, 1))
@@ -166,11 +163,13 @@ class Converted:
     def _judge(self, rows: Sequence[Row], answers: Sequence[Any]) -> dict[str, float]:
         """lm_eval's metrics, through its filters; of a filter with a name as "METRIC,FILTER"."""
         source, groups = self.source, []
+        # lm_eval's own process_results looks at it for exact_match, which `_check` refuses.
+        greedy = _Unknown() if callable(source.config.process_results) else False
         with one_line(self.name):
             for i, (row, answer) in enumerate(zip(rows, answers, strict=True)):
                 context = row["contexts"] if source.multiple_input else row["contexts"][0]
                 requests = self._requests(row["doc"], context, i)
-                responses = [(score, _Unknown()) for score in answer] if self._choice else [answer]
+                responses = [(score, greedy) for score in answer] if self._choice else [answer]
                 for request, response in zip(requests, responses, strict=True):
                     request.resps.append(response)
                 groups.append(requests)
@@ -232,6 +231,6 @@ def _continuation(row: Row, candidate: Any) -> str:
 
 
 def _option(row: Row, candidate: Any) -> str:
-    """What `Task.template` lacks of context and continuation."""
-    common = os.path.commonprefix(row["contexts"])
-    return row["contexts"][_place(row, candidate)][len(common) :] + _continuation(row, candidate)
+    """What `Task.template` lacks of context and continuation: contexts that differ by candidate stand here."""
+    own = row["contexts"][_place(row, candidate)] if len(row["contexts"]) > 1 else ""
+    return own + _continuation(row, candidate)
