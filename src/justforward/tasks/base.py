@@ -7,12 +7,12 @@ numbers to the character, odd capitals and spaces included.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from justforward.registry import Registry
-from justforward.tasks.harness import Harness
+from justforward.tasks.harness import Harness, Made
 from justforward.tasks.loading import Hub, Row, load_rows
 
 
@@ -33,8 +33,8 @@ class Sample:
 class Splits:
     """The two labelled splits of a task, in the order of their rows."""
 
-    train: list[Sample]
-    validation: list[Sample]
+    train: Sequence[Sample]
+    validation: Sequence[Sample]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Task:
     name: str
     hub: Hub | None = None
     """Where the rows are without a data_dir; None: nowhere."""
-    rows: Callable[[], tuple[list[Row], list[Row]]] | None = None
+    rows: Callable[[], tuple[Sequence[Row], Sequence[Row]]] | None = None
     """Gives the checked rows for training and validation, of a task that knows where its own are."""
     fields: Mapping[str, Any]
     """What every row must have: see `loading.check_row`."""
@@ -156,8 +156,13 @@ class Task:
         if self.rows is not None and data_dir is not None:
             raise ValueError(f"--data_dir {data_dir}: {self.name} says itself where its rows are: leave --data_dir out")
         rows = self.rows() if self.rows else load_rows(self.name, self.hub, self.fields, data_dir)
-        train, validation = ([self.sample(row, i) for i, row in enumerate(split)] for split in rows)
+        train, validation = map(self._samples, rows)
         return Splits(train=train, validation=validation)
+
+    def _samples(self, rows: Sequence[Row]) -> Sequence[Sample]:
+        if self.harness is not None:
+            return Made(len(rows), lambda i: self.sample(rows[i], i))
+        return [self.sample(row, i) for i, row in enumerate(rows)]
 
     def _option(self, sample: Sample, candidate: Any) -> str:
         return self.option(sample.data, candidate) if self.option else self.words[candidate]

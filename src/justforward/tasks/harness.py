@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar, overload
 
 from justforward.tasks.loading import Row
+
+T = TypeVar("T")
 
 Judge = Callable[[Sequence[Row], Sequence[Any]], dict[str, float]]
 """(rows, answers) -> metrics by name; an answer is the candidates' summed log-probabilities, or the generated text."""
@@ -29,9 +31,34 @@ class Harness:
     continuation: Callable[[Row, Any], str]
     """What is scored of a candidate, or learned of an answer."""
     judge: Judge
+    fingerprint: Callable[[], str]
+    """A short name for all that a training takes from the task."""
     metrics: tuple[str, ...]
     """What `judge` gives, by the harness's names."""
     ends: tuple[str, ...] = ()
     """Texts before which a generated answer ends."""
     most_tokens: int = 0
     """Of a generated answer."""
+
+
+class Made(Sequence[T], Generic[T]):
+    """A sequence whose entries are made when they are asked for, once: a harness renders some hundred rows a second."""
+
+    def __init__(self, size: int, make: Callable[[int], T]):
+        self.size, self.make = size, make
+        self.made: dict[int, T] = {}
+
+    def __len__(self) -> int:
+        return self.size
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self.size))]
+        place = range(self.size)[index]
+        if place not in self.made:
+            self.made[place] = self.make(place)
+        return self.made[place]

@@ -5,21 +5,27 @@ Multiple choice and generation are taken. docs/lm-eval.md says what equals lm_ev
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from justforward.tasks.base import Task
-from justforward.tasks.harness import Harness
+from justforward.tasks.harness import Harness, Made
 from justforward.tasks.lm_eval_names import PREFIX, NotTaken, find_in_lm_eval, one_line
-from justforward.tasks.loading import Row, read_all
+from justforward.tasks.loading import Row
+from justforward.tasks.texts import check_readable
 
 KINDS = ("multiple_choice", "generate_until")
 DEFAULT_TOKENS = 256
 """Of a generated answer, where its task names no number: lm_eval's own."""
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """What a task may call that number; the first that is given counts."""
+_PINNED = 16
+"""Rows whose texts, and not their fields alone, tell a training from one on other texts."""
 _GREEDY = {*_LENGTHS, "until", "do_sample", "temperature", "top_p", "top_k"}
 
 
@@ -70,7 +76,7 @@ class Converted:
         return self.source.config.output_type == KINDS[0]
 
     def task(self) -> Task:
-        """The task; its rows are rendered when it is loaded."""
+        """The task; a row is rendered when it is asked for."""
         config, how = self.source.config, self.source.config.generation_kwargs or {}
         return Task(
             name=f"{PREFIX}{config.task}",
@@ -90,34 +96,51 @@ class Converted:
                 context=lambda row, candidate: row["contexts"][_place(row, candidate)],
                 continuation=lambda row, candidate: _continuation(row, candidate),
                 judge=self._judge,
+                fingerprint=self._fingerprint,
                 metrics=tuple(self.source.aggregation()),
                 ends=_ends(how),
                 most_tokens=int(next((how[key] for key in _LENGTHS if how.get(key) is not None), DEFAULT_TOKENS)),
             ),
         )
 
-    def _rows(self) -> tuple[list[Row], list[Row]]:
-        """Rows to train on or to show, none where the task has none; and those that lm_eval evaluates."""
+    @functools.cached_property
+    def _docs(self) -> list[tuple[str, list[Any]]]:
+        """lm_eval's rows by split: to train on or to show, where the task has any; last, what lm_eval evaluates."""
         source, config = self.source, self.source.config
         evaluated = config.test_split or config.validation_split
         spare = [split for split in (config.fewshot_split, config.validation_split) if split and split != evaluated]
-        train: Iterable[Any] = ()
+        shown: dict[str, Any] = {}
         with one_line(self.name):
             if source.has_training_docs():
-                train = source.training_docs()
+                shown = {config.training_split: source.training_docs()}
             elif spare:
-                train = source.fewshot_docs() if spare[0] == config.fewshot_split else source.validation_docs()
-            test = source.eval_docs
-        shown, asked = config.training_split or (spare[0] if spare else ""), evaluated
-        return self._read(shown, train) if len(train) else [], self._read(asked, test)  # type: ignore[arg-type]
+                shown = {spare[0]: source.fewshot_docs() if config.fewshot_split in spare else source.validation_docs()}
+            found = [*shown.items(), (evaluated, source.eval_docs)]
+            docs = [(split, list(rows)) for split, rows in found]
+            if not docs[-1][1]:
+                raise NotTaken(f"there are no rows in its split '{evaluated}'")
+        return docs
 
-    def _read(self, split: str, docs: Iterable[Any]) -> list[Row]:
-        return read_all(f"{PREFIX}{self.name}, split '{split}'", enumerate(docs, start=1), self._row)
+    def _rows(self) -> tuple[Sequence[Row], Sequence[Row]]:
+        train, evaluated = [("", [])] * (2 - len(self._docs)) + self._docs
+        return self._rendered(*train), self._rendered(*evaluated)
+
+    def _rendered(self, split: str, docs: Sequence[Any]) -> Sequence[Row]:
+        return Made(len(docs), lambda i: self._row(docs[i], f"{self.name}, split '{split}', row {i + 1}"))
+
+    def _fingerprint(self) -> str:
+        """All rows as they are, and the texts of the first: rendering all takes minutes."""
+        rows, _ = self._rows()
+        texts = [{key: value for key, value in row.items() if key != "doc"} for row in rows[:_PINNED]]
+        docs = [doc for _, docs in self._docs[:-1] for doc in docs]
+        said = json.dumps([docs, texts], default=str)
+        return f"sha256:{hashlib.sha256(said.encode()).hexdigest()[:32]}"
 
     def _row(self, doc: Any, where: str) -> Row:
         """The texts of one row, as lm_eval would send them to a model without demonstrations."""
         source = self.source
-        with one_line(f"{where.removeprefix(PREFIX)}"):
+        check_readable(doc, f"{PREFIX}{where}")
+        with one_line(where):
             context = self._context(doc, 0)
             description = source.resolve_field(doc, source.config.description) or ""
             contexts = [text.removeprefix(description) for text in ([context] if isinstance(context, str) else context)]
