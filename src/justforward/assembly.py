@@ -149,7 +149,7 @@ class Assembly:
             loaded.tokenizer,
             self.task,
             max_length=loaded.max_length,
-            max_new_tokens=job.max_new_tokens,
+            max_new_tokens=self._new_tokens,
             bos_token_id=loaded.bos_token_id,
             embedding_rows=embedding.weight.shape[0],
             refuse_lone_options=True,
@@ -163,11 +163,19 @@ class Assembly:
             verbose=job.verbose,
         )
 
+    @property
+    def _new_tokens(self) -> int:
+        """The length of generated answers: as the arguments say, or the task of another harness."""
+        return self.job.max_new_tokens if self.task.harness is None else self.task.harness.most_tokens
+
     def _generator(self, loaded: LoadedModel, encoder: PromptEncoder, device: torch.device | None) -> Generator:
         job, end = self.job, encoder.end_of_turn if isinstance(encoder, ChatEncoder) else None
+        ends = (job.eos_token,) if self.task.harness is None else self.task.harness.ends
         settings = GenerationSettings(
-            max_new_tokens=job.max_new_tokens,
-            eos_token=job.eos_token,
+            max_new_tokens=self._new_tokens,
+            eos_token=ends[0],
+            other_ends=ends[1:],
+            verbatim=self.task.harness is not None,
             sampling=job.sampling,
             temperature=job.temperature,
             num_beams=job.num_beams,

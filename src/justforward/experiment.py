@@ -354,7 +354,8 @@ class Experiment:
         else:
             names = ("sfc", "icl_sfc", "num_eval", "num_train", "num_dev", "tag")
             told = {name: getattr(job, name) for name in names}
-            path = "result" / Path(result_name(task=job.task_name, model=job.model_name, train_set=train_set, **told))
+            task = job.task_name if self.task.harness is None else self.task.name
+            path = "result" / Path(result_name(task=task, model=job.model_name, train_set=train_set, **told))
         try_to_write(path)
         return path
 

@@ -55,7 +55,7 @@ def test_task_files_load(toml):
     Path("task.toml").write_text(toml)
     task = find_task("", "task.toml")
     splits = task.load(None)
-    for sample in splits.train + splits.validation:
+    for sample in (*splits.train, *splits.validation):
         text = task.verbalize(sample, task.gold(sample))
         assert text.startswith(task.prompt(sample))
         assert task.target(sample) not in (None, ())

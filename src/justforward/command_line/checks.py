@@ -66,6 +66,7 @@ def check(job: JobArguments, training_kwargs: Mapping[str, Any]) -> None:
     generation = task.generation
     tables = (
         _task_file(job, has_rows=task.rows is not None),
+        _harness(job, task),
         _numbers(job, training_kwargs),
         _sample_sets(job),
         _model(job),
@@ -110,6 +111,16 @@ def _task_file(job: JobArguments, *, has_rows: bool) -> list[Rule]:
         (
             has_rows and job.data_dir is not None,
             f"--data_dir is for tasks that do not say where their rows are, and {job.task_name} does: leave it out",
+        ),
+    ]
+
+
+def _harness(job: JobArguments, task: Task) -> list[Rule]:
+    given = [name for name in ("max_new_tokens", "eos_token") if getattr(job, name) != getattr(type(job), name)]
+    return [
+        (
+            task.harness is not None and given != [],
+            f"--{''.join(given[:1])}: how {job.task_name} generates stands in the task itself: leave it out",
         ),
     ]
 

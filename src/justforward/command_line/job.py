@@ -20,7 +20,8 @@ class JobArguments(ZerothOrderArguments):
         DATA,
         "SST2",
         "The task: SST2, RTE, CB, BoolQ, WSC, WIC, MultiRC, Copa, ReCoRD, SQuAD, DROP, or one that a plug-in adds. "
-        "TASK__SUBTASK picks a subtask of a task that has them.",
+        "TASK__SUBTASK picks a subtask of a task that has them; lm_eval:NAME is a task of an installed lm_eval "
+        "(docs/lm-eval.md).",
     )
     task_file: str | None = arg(
         DATA,

@@ -51,7 +51,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="what", required=True, metavar="list|check")
     commands.add_parser("list", help="list the tasks that --task_name takes")
     check = commands.add_parser("check", help="show prompts, answers and sizes of a task")
-    check.add_argument("task", help="a task file (.toml, .py), or the name of a task")
+    check.add_argument("task", help="a task file (.toml, .py), or the name of a task, as --task_name takes it")
     check.add_argument("--data_dir", help="the folder of the rows, as for a run")
     check.add_argument("--num", type=int, default=3, help="prompts to show (default: 3)")
     check.add_argument("--model_name", help="count tokens with this model's tokenizer; no weights are read")
@@ -87,16 +87,18 @@ def listing() -> Iterator[str]:
 
 def describe(task: Task, splits: Splits, num: int) -> Iterator[str]:
     """What does not depend on a model: kind, sizes, the first prompts, the balance of the right answers."""
-    yield f"{task.name}: {_kind(task)}, metric {task.metric}"
+    metrics = [task.metric] if task.harness is None else task.harness.metrics
+    yield f"{task.name}: {_kind(task)}, metric {', '.join(metrics)}"
     yield f"{len(splits.train)} rows for training, {len(splits.validation)} for validation"
-    if task.rows is not None:
+    if task.rows is not None and task.harness is None:
         yield from _several_lines(splits)
     for sample in splits.train[:num]:
         yield from _whole(task, sample) if task.is_whole else _show(task, sample)
     if task.is_whole:
         return
-    yield ""
-    yield from _balance(task, splits)
+    if splits.train:
+        yield ""
+        yield from _balance(task, splits)
 
 
 def _several_lines(splits: Splits) -> Iterator[str]:
@@ -275,10 +277,11 @@ def _measure(task: Task, splits: Splits, given: argparse.Namespace) -> Tokens:
         given.model_name, max_length=given.max_length, bos_token_id=given.bos_token_id, **common
     )
     rows = embedding_rows(given.model_name, **common)
-    settings = {"max_new_tokens": given.max_new_tokens, "bos_token_id": bos, "embedding_rows": rows}
+    new_tokens = given.max_new_tokens if task.harness is None else task.harness.most_tokens
+    settings = {"max_new_tokens": new_tokens, "bos_token_id": bos, "embedding_rows": rows}
     limit = encoder_of(tokenizer, task, max_length=max_length, **settings).max_length
     encoder = encoder_of(tokenizer, task, max_length=_UNCUT, **settings)
-    note = unwritable(tokenizer, given.eos_token) if task.generation else None
+    note = unwritable(tokenizer, given.eos_token) if task.generation and task.harness is None else None
     tokens = Tokens(given.model_name, encoder, limit, given.num_train, note=note)
     for sample, demonstrations in _rows(splits, given.num_train):
         tokens.add(sample, demonstrations)

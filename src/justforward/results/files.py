@@ -127,7 +127,7 @@ def result_name(
     train_set: the set's seed; None names a run with a demonstration set per evaluation sample. The bytes on the disk
     are UTF-8 in every locale.
     """
-    parts = [task, model_label(model)]
+    parts = [re.sub("[:/]", "-", task), model_label(model)]
     if sfc:
         parts.append("sfc")
     if icl_sfc:

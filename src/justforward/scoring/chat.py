@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from justforward.scoring.prompts import PromptEncoder, Row, common_start
+from justforward.scoring.verbatim import VerbatimEncoder
 
 if TYPE_CHECKING:
     from justforward.tasks.base import Sample, Task
@@ -112,5 +113,7 @@ def _turn(role: str, text: str) -> dict[str, str]:
 
 
 def encoder_of(tokenizer: Any, task: Task, **settings: Any) -> PromptEncoder:
-    """What turns samples of a task into token rows: as texts, or as the task says, as conversations."""
+    """What turns samples of a task into token rows: as texts, or as the task says, as conversations or verbatim."""
+    if task.harness is not None:
+        return VerbatimEncoder(tokenizer, task, **settings)
     return (ChatEncoder if task.chat else PromptEncoder)(tokenizer, task, **settings)

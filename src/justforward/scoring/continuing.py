@@ -111,7 +111,7 @@ class Continuer:
     def generate(
         self,
         rows: Sequence[Sequence[int]],
-        ends: Callable[[int], StoppingCriteria] | None = None,
+        ends: Callable[[int], Sequence[StoppingCriteria]] | None = None,
         **settings: Any,
     ) -> tuple[Any, int]:
         """What `generate` gives for a batch of rows, and how many tokens stand before the new ones.
@@ -144,7 +144,7 @@ class Continuer:
             text_config = self.base.config.get_text_config(decoder=True)
             arguments["cache"] = StaticCache(config=text_config, max_cache_len=width + config.max_new_tokens)
         if ends is not None:
-            arguments["stopping_criteria"] = StoppingCriteriaList([ends(input_ids.shape[1])])
+            arguments["stopping_criteria"] = StoppingCriteriaList(ends(input_ids.shape[1]))
         with _own_settings_aside(self.base):
             output = self.base.generate(
                 input_ids=input_ids.to(self.device),

@@ -29,9 +29,9 @@ Progress = Callable[[int], None]
 class Outcome:
     """What became of one sample; one line of the predictions file.
 
-    scores: one per candidate, the mean log-probability (with calibration: the difference of the summed ones), or
-    None for generation; predicted: the candidate or the generated text; correct: what was accepted; cut: so many of
-    its tokens did not fit; tokens: of a text that is learned whole, how many were scored.
+    scores: one per candidate, the mean log-probability (of a harness's task the sum; with calibration the difference of
+    the sums), or None for generation; predicted: the candidate or the generated text; correct: what was accepted; cut:
+    so many of its tokens did not fit; tokens: of a text that is learned whole, how many were scored.
     """
 
     id: Any
@@ -124,12 +124,16 @@ class Evaluator:
     def metrics(self, samples: Sequence[Sample], outcomes: Sequence[Outcome]) -> dict[str, float]:
         """The task's metric of these outcomes by name, and exact match (em) beside it for generated answers.
 
-        Of texts that are learned whole: the mean negative log-probability of all tokens, and its exponential.
+        Of a harness's task: that harness's metrics. Of texts that are learned whole: the mean negative log-probability
+        of all tokens, and its exponential.
         """
         if self.task.is_whole:
             total = math.fsum(o.scores[0] * o.tokens for o in outcomes if o.scores)
             loss = -total / max(1, sum(o.tokens for o in outcomes))
             return {"loss": loss, "perplexity": math.exp(min(loss, 700))}
+        if self.task.harness is not None:
+            answers = [o.predicted if o.scores is None else o.scores for o in outcomes]
+            return self.task.harness.judge([sample.data for sample in samples], answers)
         predictions = [self._prediction(s, o) for s, o in zip(samples, outcomes, strict=True)]
         names = dict.fromkeys([self.task.metric, "em"] if self.task.generation else [self.task.metric])
         return {name: METRICS.get(name)(predictions) for name in names}
@@ -167,7 +171,7 @@ class Evaluator:
         if self.calibration:
             values = plain.sums() - self.engine.score([row for group in calibration for row in group]).sums()
         else:
-            values = plain.means()
+            values = plain.means() if self.task.harness is None else plain.sums()
         outcomes = []
         for sample, scores in zip(samples, values.cpu().split([len(group) for group in rows]), strict=True):
             assert sample.candidates is not None

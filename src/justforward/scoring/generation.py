@@ -35,8 +35,8 @@ TOKENS = {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"
 class GenerationSettings:
     """How continuations are drawn: greedy, `num_beams` > 1, or `sampling` with temperature, top_k and top_p.
 
-    eos_token: an answer ends before this text, or at an end token of the tokenizer or the model. Of the model's own
-    generation config nothing else counts.
+    eos_token: an answer ends before this text, or one of `other_ends`, or at an end token of the tokenizer or the
+    model. Of the model's own generation config nothing else counts. verbatim: answers keep the blanks around them.
     """
 
     max_new_tokens: int = 50
@@ -46,6 +46,13 @@ class GenerationSettings:
     num_beams: int = 1
     top_k: int | None = None
     top_p: float = 0.95
+    other_ends: tuple[str, ...] = ()
+    verbatim: bool = False
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """All texts that end an answer."""
+        return (self.eos_token, *self.other_ends)
 
 
 class Generator:
@@ -73,7 +80,7 @@ class Generator:
             raise ValueError("--eos_token '' is no token of this model: give the text that ends an answer")
         base: Any = getattr(model, "get_base_model", lambda: model)()
         rows = base.get_input_embeddings().weight.shape[0]
-        stops = stop_tokens(tokenizer, settings.eos_token, base.generation_config)
+        stops = [token for end in settings.ends for token in stop_tokens(tokenizer, end, base.generation_config)]
         self.stops = [token for token in dict.fromkeys([*stops, *ends]) if token < rows]
         # Masked, so that any token of the embedding will do.
         self.pad = next((t for t in (*token_ids(tokenizer.pad_token_id), *self.stops) if t < rows), 0)
@@ -82,14 +89,15 @@ class Generator:
         )
         self.proven: tuple[int, ...] = (0, 0, 0)
         """Size of what the present way of continuing is proven on; see `_size`."""
-        self.completes: dict[int, bool] = {}
-        for told in (unwritable(tokenizer, settings.eos_token), set_aside(base.generation_config)):
+        self.completes: dict[str, dict[int, bool]] = {end: {} for end in settings.ends}
+        lost = None if settings.verbatim else unwritable(tokenizer, settings.eos_token)
+        for told in (lost, set_aside(base.generation_config)):
             if told is not None:
                 logger.warning("%s", told)
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], progress: Callable[[int], None] | None = None) -> list[str]:
-        """One continuation per prompt, stripped, in the order given; `progress` is told each batch's size."""
+        """One continuation per prompt, in the order given; `progress` is told each batch's size."""
         texts = [""] * len(prompts)
         todo = self._planned(prompts) if prompts else deque()
         while todo:
@@ -173,7 +181,7 @@ class Generator:
         sampling = {"temperature": s.temperature, "top_k": s.top_k or 0, "top_p": s.top_p} if s.sampling else {}
         output, start = self.continuer.generate(
             prompts,
-            lambda start: StopText(self.tokenizer, s.eos_token, start, self.completes),
+            lambda start: [StopText(self.tokenizer, end, start, self.completes[end]) for end in s.ends],
             do_sample=s.sampling,
             eos_token_id=self.stops or None,
             **sampling,
@@ -184,7 +192,9 @@ class Generator:
         """The text of new tokens before the first stop; beam search fills up with -1 where there is no stop token."""
         ends = (i for i, token in enumerate(tokens) if token in self.stops or token < 0)
         text = decode(self.tokenizer, tokens[: next(ends, len(tokens))])
-        return text.partition(self.settings.eos_token)[0].strip()
+        for end in self.settings.ends:
+            text = text.partition(end)[0]
+        return text if self.settings.verbatim else text.strip()
 
 
 def set_aside(config: GenerationConfig) -> str | None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from justforward.tasks.base import TASKS, Sample, Splits, Task, as_conversations, register
 from justforward.tasks.from_file import read_task_file
+from justforward.tasks.lm_eval_names import PREFIX
+from justforward.tasks.lm_eval_task import read_lm_eval
 
 __all__ = ["TASKS", "Sample", "Splits", "Task", "as_conversations", "find_task", "get_task", "names", "register"]
 
@@ -21,10 +23,12 @@ def find_task(name: str, file: str | None = None) -> Task:
 
 
 def get_task(name: str) -> Task:
-    """The task called `name`, as "TASK" or "TASK__SUBTASK".
+    """The task called `name`, as "TASK" or "TASK__SUBTASK", or "lm_eval:NAME" of an installed lm_eval.
 
     Raises ValueError for an unknown name, and for a subtask where the task has none.
     """
+    if name.startswith(PREFIX):
+        return read_lm_eval(name.removeprefix(PREFIX))
     name, _, subtask = name.partition("__")
     found = TASKS.get(name)
     if not isinstance(found, Task):

@@ -7,11 +7,12 @@ numbers to the character, odd capitals and spaces included.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from justforward.registry import Registry
+from justforward.tasks.harness import Harness, Made
 from justforward.tasks.loading import Hub, Row, load_rows
 
 
@@ -32,8 +33,8 @@ class Sample:
 class Splits:
     """The two labelled splits of a task, in the order of their rows."""
 
-    train: list[Sample]
-    validation: list[Sample]
+    train: Sequence[Sample]
+    validation: Sequence[Sample]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class Task:
     name: str
     hub: Hub | None = None
     """Where the rows are without a data_dir; None: nowhere."""
-    rows: Callable[[], tuple[list[Row], list[Row]]] | None = None
+    rows: Callable[[], tuple[Sequence[Row], Sequence[Row]]] | None = None
     """Gives the checked rows for training and validation, of a task that knows where its own are."""
     fields: Mapping[str, Any]
     """What every row must have: see `loading.check_row`."""
@@ -79,6 +80,9 @@ class Task:
     """Whether all tokens of a conversation are learned, and not the assistant's turns alone."""
     splits_long: bool = False
     """Whether a text that is too long is learned in pieces; its end is cut off otherwise."""
+
+    harness: Harness | None = None
+    """Of a task of another evaluation harness: its texts to the character, and its metrics."""
 
     @property
     def is_whole(self) -> bool:
@@ -152,8 +156,13 @@ class Task:
         if self.rows is not None and data_dir is not None:
             raise ValueError(f"--data_dir {data_dir}: {self.name} says itself where its rows are: leave --data_dir out")
         rows = self.rows() if self.rows else load_rows(self.name, self.hub, self.fields, data_dir)
-        train, validation = ([self.sample(row, i) for i, row in enumerate(split)] for split in rows)
+        train, validation = map(self._samples, rows)
         return Splits(train=train, validation=validation)
+
+    def _samples(self, rows: Sequence[Row]) -> Sequence[Sample]:
+        if self.harness is not None:
+            return Made(len(rows), lambda i: self.sample(rows[i], i))
+        return [self.sample(row, i) for i, row in enumerate(rows)]
 
     def _option(self, sample: Sample, candidate: Any) -> str:
         return self.option(sample.data, candidate) if self.option else self.words[candidate]
@@ -165,7 +174,12 @@ class Task:
 
 
 def as_conversations(task: Task, *, chat: bool, system: str | None) -> Task:
-    """The task, and what a command says of the chat template. Raises ValueError for a system text without one."""
+    """The task, and what a command says of the chat template.
+
+    Raises ValueError for a system text without a template, and for a task whose texts are a harness's.
+    """
+    if chat and task.harness is not None:
+        raise ValueError(f"--chat_template: {task.name} is asked as its harness asks it, in plain text: leave it out")
     if system is not None and not (chat or task.chat):
         raise ValueError(
             "--system_prompt is what a conversation begins with: give --chat_template with it, or leave it out"

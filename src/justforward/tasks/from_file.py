@@ -59,7 +59,12 @@ def digest(task: Task, samples: Sequence[Sample]) -> str:
 
 
 def pinned(own: Mapping[str, Any], task: Task, splits: Splits) -> dict[str, Any]:
-    """A job's own arguments, with what is in its task file and data in place of the file's name."""
+    """A job's own arguments, with what is in its task file and data in place of the file's name.
+
+    A harness's task has one too: what is behind its name is not ours to keep as it is.
+    """
+    if task.harness is not None:
+        return {**own, "task_file": task.harness.fingerprint()}
     if own["task_file"] is None:
         return dict(own)
     return {**own, "task_file": digest(task, splits.train)}

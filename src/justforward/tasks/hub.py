@@ -40,12 +40,12 @@ def _one_line(name: str, hub: Hub, mend: str, keys: str) -> Iterator[None]:
     try:
         yield
     except ConnectionError as error:
-        raise ValueError(f"{name}: cannot reach {hub[0]} on the Hugging Face hub ({_reason(error)}); {mend}") from error
+        raise ValueError(f"{name}: cannot reach {hub[0]} on the Hugging Face hub ({reason(error)}); {mend}") from error
     except Exception as error:  # any reader of any format, and what the library makes of it
-        raise ValueError(f"{name}: the data set {hub[0]} cannot be read ({_reason(error)}); {keys}{mend}") from error
+        raise ValueError(f"{name}: the data set {hub[0]} cannot be read ({reason(error)}); {keys}{mend}") from error
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """What the library says, and what it was told in turn: only the last may say what is wrong."""
     said = [str(error) or type(error).__name__]
     cause = error.__cause__

@@ -63,9 +63,12 @@ def train_sets(
     training rows in the same draw, so they are disjoint. Where the rows do not suffice, development keeps at most half
     of them and training the rest.
 
-    Raises ValueError for counts or seeds out of range, and for development rows without a train set flag.
+    Raises ValueError for counts or seeds out of range, for development rows without a train set flag, and for rows of
+    a task that has none to train on.
     """
     _check_counts(at_least=0, num_train=num_train, num_dev=num_dev or 0)
+    if n_rows == 0 and num_train + (num_dev or 0) > 0:
+        raise ValueError("the task has no rows to train on or to show: leave --num_train and --num_dev out")
     seeds = _seeds(num_train_sets, train_set_seed, num_eval_samples, with_dev=bool(num_dev))
     train, dev = _sizes(n_rows, num_train, num_dev or 0)
     drawn = ((seed, sample_indices(n_rows, train + dev, seed)) for seed in seeds)

@@ -27,13 +27,15 @@ from justforward.tasks.base import Sample
 class Example:
     """One encoded training sample: its token rows, and which of them is right.
 
-    `sample` and `prompt` (the token row to continue) are there for objectives that reward outputs.
+    `sample` and `prompt` (the token row to continue) are there for objectives that reward outputs. `summed`: rows are
+    compared by their sums, as the evaluation of a harness's task does, and not by their means.
     """
 
     rows: tuple[Row, ...]
     label: int
     sample: Sample | None = None
     prompt: tuple[int, ...] = ()
+    summed: bool = False
 
 
 def rows_fingerprint(examples: Sequence[Example]) -> str:
@@ -70,6 +72,12 @@ class Measured:
     loss: Tensor
     correct: Tensor | None = None
     losses: Tensor | None = None
+
+
+def option_scores(scores: Scores, examples: Sequence[Example]) -> tuple[Tensor, ...]:
+    """What the options of each example are compared by."""
+    values = scores.sums() if examples[0].summed else scores.means()
+    return values.split([len(e.rows) for e in examples])
 
 
 class Objective(Protocol):
@@ -134,13 +142,14 @@ OBJECTIVES: Registry[type] = Registry("objective", entry_points="justforward.obj
 class Classification(ScoredObjective):
     """Cross-entropy over the candidates' length-normalised log-probabilities (MeZO paper, appendix E.4).
 
-    loss = mean over examples of  -s[label] + log sum_k exp s[k],  s[k] = mean over tokens of log p(candidate k).
+    loss = mean over examples of  -s[label] + log sum_k exp s[k],  s[k] = mean over tokens of log p(candidate k), or
+    their sum where the evaluation compares sums.
     """
 
     def encode(self, encoder: PromptEncoder, sample: Sample) -> Example:
         """All candidates' rows; the label is the index of the gold candidate."""
         label = encoder.task.gold_index(sample)
-        return Example(tuple(encoder.candidates(sample)), label)
+        return Example(tuple(encoder.candidates(sample)), label, summed=encoder.task.harness is not None)
 
     def batch(self, engine: ScoringEngine, examples: Sequence[Example], owners: tuple[int, ...] | None = None) -> Batch:
         """See Objective; the loss averages examples.
@@ -157,14 +166,14 @@ class Classification(ScoredObjective):
 
     def evaluate(self, scores: Scores, batch: Batch) -> Measured:
         """See the class; an example is right when its label has the highest score."""
-        by_example = scores.means().split([len(e.rows) for e in batch.examples])
+        by_example = option_scores(scores, batch.examples)
         losses = self.sums(scores, batch)
         correct = torch.stack([s.argmax() == e.label for s, e in zip(by_example, batch.examples, strict=True)])
         return Measured(losses.mean(), correct & losses.isfinite(), losses)
 
     def sums(self, scores: Scores, batch: Batch) -> Tensor:
         """See ScoredObjective: the examples' losses."""
-        by_example = scores.means().split([len(e.rows) for e in batch.examples])
+        by_example = option_scores(scores, batch.examples)
         return torch.stack(
             [torch.logsumexp(s, 0) - s[e.label] for s, e in zip(by_example, batch.examples, strict=True)]
         )

@@ -20,7 +20,7 @@ from justforward.scoring.prompts import PromptEncoder
 from justforward.tasks.base import Sample, Task
 from justforward.tasks.metrics import METRICS, Prediction, check_metric
 from justforward.training.judges import Judge, is_judge
-from justforward.training.objectives import OBJECTIVES, Batch, Example, Measured, ScoredObjective
+from justforward.training.objectives import OBJECTIVES, Batch, Example, Measured, ScoredObjective, option_scores
 
 Reward = Callable[[Sequence[Sample], Sequence[Any]], Sequence[float]]
 """(samples, outputs) -> one number per sample, larger is better; an output is a generated text or a candidate."""
@@ -122,7 +122,8 @@ class RewardObjective:
         told = None if self.guide is None else self.guide.encode(encoder, sample)
         if encoder.task.generation:
             return Example(() if told is None else told.rows, 0, sample, encoder.generation(sample))
-        return Example(tuple(encoder.candidates(sample)), 0 if told is None else told.label, sample)
+        label, summed = 0 if told is None else told.label, encoder.task.harness is not None
+        return Example(tuple(encoder.candidates(sample)), label, sample, summed=summed)
 
     def batch(self, engine: ScoringEngine, examples: Sequence[Example]) -> Batch:
         """See Objective; the loss averages samples."""
@@ -147,7 +148,7 @@ class RewardObjective:
                 torch.manual_seed(zlib.crc32(repr(prompts).encode()))
                 with numbers_only(self.generator.model):
                     return self.generator.generate(prompts)
-        scores = engine.run(batch.plan).means().split([len(e.rows) for e in batch.examples])
+        scores = option_scores(engine.run(batch.plan), batch.examples)
         if not all(is_choice(values.tolist()) for values in scores):
             raise NotNumbersError("the candidates' scores are not numbers")
         samples = [e.sample for e in batch.examples]

@@ -117,7 +117,7 @@ def test_hub_rows(monkeypatch):
     fake_hub(monkeypatch, load_dataset)
     splits = get_task("SST2").load(None)
     assert asked == [("nyu-mll/glue", "sst2", ["train", "validation"])]
-    assert [s.correct for s in splits.train + splits.validation] == [1, 0]
+    assert [s.correct for s in (*splits.train, *splits.validation)] == [1, 0]
 
 
 def test_hub_rows_are_checked_too(monkeypatch):
