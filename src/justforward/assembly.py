@@ -158,7 +158,7 @@ class Assembly:
         return Evaluator(
             encoder,
             ScoringEngine(loaded.model, token_budget=job.token_budget, device=device),
-            self._generator(loaded, encoder, device) if self.task.generation else None,
+            self._generator(loaded, encoder, device) if self.task.generates else None,
             calibration="sfc" if job.sfc else "icl_sfc" if job.icl_sfc else None,
             verbose=job.verbose,
         )
@@ -171,6 +171,8 @@ class Assembly:
     def _generator(self, loaded: LoadedModel, encoder: PromptEncoder, device: torch.device | None) -> Generator:
         job, end = self.job, encoder.end_of_turn if isinstance(encoder, ChatEncoder) else None
         ends = (job.eos_token,) if self.task.harness is None else self.task.harness.ends
+        if self.task.is_whole and isinstance(encoder, ChatEncoder) and job.eos_token == type(job).eos_token:
+            ends = (encoder.close.strip() or job.eos_token,)  # a turn may be of several lines
         settings = GenerationSettings(
             max_new_tokens=self._new_tokens,
             eos_token=ends[0],

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from support.golden import MODEL
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from justforward.commands.cli import main
-from justforward.scoring.chat import encoder_of
+from justforward.results.places import predictions
+from justforward.scoring.chat import ChatEncoder, encoder_of
 from justforward.tasks import find_task
 
 CHATML = (
@@ -214,3 +216,32 @@ def test_mistakes_are_one_line(row, text, more, line, tmp_path, capsys):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert line in error
     assert not (tmp_path / "x.json").exists()
+
+
+def test_a_metric_judges_the_last_answer_that_is_generated(chat_model, tmp_path):
+    task = made(tmp_path, chat_row, 'messages = "messages"\nmetric = "f1"', count=3)
+    told = run(chat_model, task, tmp_path, "x", "--max_new_tokens", "6")
+    assert {"loss", "perplexity", "f1", "em"} <= told.keys()
+    rows = [json.loads(line) for line in predictions(tmp_path / "x.json").read_text().splitlines()]
+    model: Any = AutoModelForCausalLM.from_pretrained(chat_model, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    encoder = encoder_of(tokenizer, find_task("", str(task)), bos_token_id=0)
+    sample = find_task("", str(task)).load(None).validation[rows[0]["id"]]
+    assert isinstance(encoder, ChatEncoder)
+    prompt, answer = encoder.last_answer(sample)
+    assert tokenizer.decode(prompt).endswith("three</s>\n<s>assistant\n")
+    assert (rows[0]["correct"], answer) == ([answer], TURNS[-1]["content"])
+    written = model.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False, eos_token_id=2)[
+        0, len(prompt) :
+    ]
+    assert rows[0]["predicted"] == tokenizer.decode(written, skip_special_tokens=True).strip()
+
+
+def test_a_metric_of_choices_is_none_of_texts(tmp_path, capsys):
+    for text, row in (
+        ('messages = "messages"\nmetric = "accuracy"', chat_row),
+        ('text = "text"\nmetric = "f1"', text_row),
+    ):
+        task = made(tmp_path, row, text)
+        assert main(["--task_file", str(task), "--model_name", MODEL, "--use_cpu"]) == 2
+        assert "metric" in capsys.readouterr().err.strip().splitlines()[-1]

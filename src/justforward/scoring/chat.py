@@ -92,6 +92,18 @@ class ChatEncoder(PromptEncoder):
             )
         return rows
 
+    def last_answer(self, sample: Sample) -> tuple[tuple[int, ...], str]:
+        """The token row of a conversation up to the assistant's last turn, to be continued; and that turn's text.
+
+        What is too long loses its oldest tokens.
+        """
+        assert self.task.turns is not None
+        turns = self.task.turns(self.tokenize.as_text(sample).data)
+        last = max(i for i, turn in enumerate(turns) if turn["role"] == "assistant")
+        tokens, first = self._tokens(sample, self._render(turns[:last])), len(self.first)
+        lost = max(0, len(tokens) - max(first + 1, self.max_length - self.max_new_tokens))
+        return (*tokens[:first], *tokens[first + lost :]), turns[last]["content"]
+
     def _tokens(self, sample: Sample, text: str) -> tuple[int, ...]:
         tokens = self.tokenize.starting(self.tokenize([text])[0])
         self._check_ids(tokens, "the text holds", "take it out of the text", f" (row {sample.id})")

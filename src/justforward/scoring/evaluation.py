@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 
 from justforward.scoring import ScoringEngine
+from justforward.scoring.chat import ChatEncoder
 from justforward.scoring.finite import NotNumbersError, is_choice, likely_cause, numbers_only
 from justforward.scoring.generation import Generator
 from justforward.scoring.prompts import PromptEncoder, Row
@@ -125,12 +126,16 @@ class Evaluator:
         """The task's metric of these outcomes by name, and exact match (em) beside it for generated answers.
 
         Of a harness's task: that harness's metrics. Of texts that are learned whole: the mean negative log-probability
-        of all tokens, and its exponential.
+        of all tokens, and its exponential; and the metric of the last answers, where the task names one.
         """
         if self.task.is_whole:
             total = math.fsum(o.scores[0] * o.tokens for o in outcomes if o.scores)
             loss = -total / max(1, sum(o.tokens for o in outcomes))
-            return {"loss": loss, "perplexity": math.exp(min(loss, 700))}
+            found = {"loss": loss, "perplexity": math.exp(min(loss, 700))}
+            if not self.task.generates:
+                return found
+            answers = [Prediction(o.predicted, o.correct) for o in outcomes]
+            return found | {name: METRICS.get(name)(answers) for name in dict.fromkeys([self.task.metric, "em"])}
         if self.task.harness is not None:
             answers = [o.predicted if o.scores is None else o.scores for o in outcomes]
             return self.task.harness.judge([sample.data for sample in samples], answers)
@@ -186,18 +191,32 @@ class Evaluator:
             rows = [self.encoder.whole(sample) for sample in samples]
         flat = [row for group in rows for row in group]
         sums = self.engine.score(flat, _in_samples(progress, flat, len(samples))).sums().cpu().double()
-        outcomes = []
+        outcomes, answers = [], self._last_answers(samples)
         for sample, group, parts in zip(samples, rows, sums.split([len(group) for group in rows]), strict=True):
             tokens = sum(len(row.tokens) - row.start for row in group)
             mean = (float(parts.sum()) / tokens,)
-            outcomes.append(Outcome(sample.id, None, mean, None, None, remarks.tokens_lost(sample), tokens))
+            text, correct = next(answers, (None, None))
+            outcomes.append(Outcome(sample.id, None, mean, text, correct, remarks.tokens_lost(sample), tokens))
         return outcomes
+
+    def _last_answers(self, samples: Sequence[Sample]) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """What is generated in each conversation's last turn, and what stands there."""
+        if not self.task.generates:
+            return iter(())
+        assert self.generator is not None
+        assert isinstance(self.encoder, ChatEncoder)
+        asked = [self.encoder.last_answer(sample) for sample in samples]
+        with numbers_only(self.generator.model):
+            texts = self.generator.generate([prompt for prompt, _ in asked])
+        return iter([(text, (answer,)) for text, (_, answer) in zip(texts, asked, strict=True)])
 
     def _show(self, i: int, sample: Sample, demos: Sequence[Sample], outcome: Outcome) -> None:
         logger.info("sample %d (id %s), %d demonstrations", i, sample.id, len(demos))
         if self.task.is_whole:
             assert outcome.scores is not None
             logger.info("  %d tokens scored, mean log-probability %.4f", outcome.tokens, outcome.scores[0])
+            if outcome.predicted is not None:
+                logger.info("  predicted: %r   correct: %r", outcome.predicted, outcome.correct[0])
             return
         prompt = self.task.prompt(sample)
         logger.info("  prompt: %r", prompt)

@@ -64,8 +64,7 @@ class PromptEncoder:
         embedding_rows: int | None = None,
         refuse_lone_options: bool = False,
     ):
-        self.tokenizer = tokenizer
-        self.task = task
+        self.tokenizer, self.task, self.max_new_tokens = tokenizer, task, max_new_tokens
         self.tokenize = TextTokenizer(tokenizer, task, bos_token_id=bos_token_id)
         self.first = self.tokenize.first
         self.max_length = max_length - (max_new_tokens if task.generation else 0)

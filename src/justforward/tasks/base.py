@@ -89,6 +89,11 @@ class Task:
         """Whether rows are learned as they are: there is no question and no answer."""
         return self.text is not None or self.turns is not None
 
+    @property
+    def generates(self) -> bool:
+        """Whether an evaluation generates answers: a whole conversation's last one, where a metric is to judge it."""
+        return self.generation or (self.turns is not None and self.metric != "perplexity")
+
     def sample(self, row: Row, index: int) -> Sample:
         """The checked `row` number `index` (from 0) as a sample."""
         if self.is_whole:

@@ -56,7 +56,8 @@ _ONLY_FOR = {
     "choice_labels": ("multiple choice",),
     "answer_text": ("generation",),
     "calibration": ("classification", "multiple choice"),
-    **dict.fromkeys(("prompt", "metric", "separator"), ("classification", "multiple choice", "generation")),
+    **dict.fromkeys(("prompt", "separator"), ("classification", "multiple choice", "generation")),
+    "metric": ("classification", "multiple choice", "generation", "conversation", "question and answer"),
     "input": ("question and answer",),
     "loss": ("conversation", "question and answer"),
     "long_texts": ("text",),
@@ -188,8 +189,11 @@ class Keys:
 
     def metric(self, kind: str) -> str:
         """The name of a metric that can be taken of answers of this kind."""
-        generation = kind == "generation"
-        name = self.text("metric", "f1" if generation else "accuracy")
+        whole = kind not in ("classification", "multiple choice", "generation")
+        generation = kind == "generation" or whole
+        name = self.text("metric", "perplexity" if whole else "f1" if generation else "accuracy")
+        if whole and name == "perplexity":
+            return name
         try:
             check_metric(name, generation=generation)
         except ValueError as error:

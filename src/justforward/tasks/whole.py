@@ -80,7 +80,7 @@ def whole_task(keys: Keys, kind: str, system: str | None) -> Task:
         rows=lambda: source.load(name, reader),
         fields=parts.fields,
         template=lambda row: "",
-        metric="perplexity",
+        metric=keys.metric(kind),
         markup=keys.given.get("markup", False),
         chat=parts.turns is not None,
         system=system,
