@@ -67,6 +67,7 @@ class Planner:
             self.guided(),
             self.mezo("MeZO, all weights", "full", full),
             self.mezo("MeZO, LoRA", "lora", {"MODE": "lora", "LR": "5e-5", "EPS": "1e-2"}),
+            self.four_bits({"MODE": "lora", "LR": "5e-5", "EPS": "1e-2"}),
             self.mezo("MeZO, prefix", "prefix", {"MODE": "prefix", "LR": "1e-3", "EPS": "1e-1"}),
             self.backpropagation("LoRA, backpropagation", "lora", {"MODE": "lora", "LR": "1e-4"}),
             self.backpropagation("Adam, all weights", "full", {"MODE": "ft", "LR": "1e-5"}),
@@ -103,6 +104,15 @@ class Planner:
         needed = replace(memory.mezo(shape, load, method), overhead=self.overheads[1])
         seconds = self.seconds(memory.mezo_flops(shape, load), memory.draws(shape, load, method))
         return Job(name, needed, seconds, "step", self.script("mezo.sh", **settings))
+
+    def four_bits(self, settings: dict[str, str]) -> Job:
+        """A step of MeZO on LoRA over weights of 4 bits, which are made whole again a module at a time."""
+        shape, load = self.shape, replace(self.load, width=2)
+        needed = replace(memory.four_bits(shape, load), overhead=self.overheads[1])
+        seconds = self.seconds(memory.mezo_flops(shape, load), memory.draws(shape, load, "lora"))
+        plain = replace(self, asked=replace(self.asked, dtype="float16"))
+        command = plain.script("mezo.sh", " --load_float16 False --load_4bit", **settings)
+        return Job("MeZO, LoRA, 4 bits", needed, seconds, "step", command)
 
     def guided(self) -> Job:
         """A guided step in the last blocks; what the others give is computed once, before."""

@@ -229,6 +229,17 @@ def guided_flops(shape: ModelShape, load: Load, blocks: int) -> int:
     return forward_flops(upper, load, normalise=load.scored > 1) * 6 // 5
 
 
+def four_bits(shape: ModelShape, load: Load) -> Memory:
+    """MeZO on LoRA over matrices of 4 bits: 64 weights share a float32 scale; all else is of the load's width.
+
+    A module's weights are made whole again while it computes, once as numbers and once as what is multiplied.
+    """
+    quantised = shape.blocks // 2 + shape.blocks // 64 * 4
+    needed = mezo(shape, load, "lora")
+    weights = (shape.parameters - shape.blocks) * load.width + quantised
+    return replace(needed, weights=weights, scratch=needed.scratch + 2 * shape.module * load.width)
+
+
 def offloaded(shape: ModelShape, load: Load) -> Memory:
     """MeZO with the weights in main memory: the GPU holds those of the module that computes and of the next.
 

@@ -84,7 +84,14 @@ def test_json_has_all_jobs_in_bytes(capsys):
     jobs = {job["name"]: job for job in found["jobs"]}
     assert list(jobs) == [
         *("zero-shot", "in-context learning", "the same, one set", "guided, last blocks"),
-        *("MeZO, all weights", "MeZO, LoRA", "MeZO, prefix", "LoRA, backpropagation", "Adam, all weights"),
+        *(
+            "MeZO, all weights",
+            "MeZO, LoRA",
+            "MeZO, LoRA, 4 bits",
+            "MeZO, prefix",
+            "LoRA, backpropagation",
+            "Adam, all weights",
+        ),
         "MeZO, offloaded",
     ]
     assert all(job["total"] == sum(job["memory"].values()) for job in jobs.values())
@@ -156,7 +163,7 @@ def test_the_table_names_everything(capsys):
     ):
         assert fragment in text
     rows = [line for line in text.splitlines() if line.endswith(("s/step", "s/example"))]
-    assert len(rows) == 10
+    assert len(rows) == 11
     assert len({len(row) for row in rows}) == 1
 
 
