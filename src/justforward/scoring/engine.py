@@ -22,6 +22,7 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
+from justforward.compat import CACHE
 from justforward.models.residual import inputs_seen
 from justforward.optim.directions.base import Owners
 from justforward.optim.distribution.shards import is_sharded
@@ -110,7 +111,7 @@ class ScoringEngine:
         self.head = install(model.get_output_embeddings())  # type: ignore[operator]
         flash = "flash" in (getattr(config, "_attn_implementation", None) or "")
         can = short_cuts and self.takes_positions
-        self.takes_masks, self.takes_caches = can and not flash, can and "cache" in accepts
+        self.takes_masks, self.takes_caches = can and not flash, can and CACHE in accepts
         proofs = Proofs(
             self._measure, name=type(base).__name__, dtype=self._dtype(), widens=lambda: not is_sharded(model)
         )
@@ -251,7 +252,7 @@ class ScoringEngine:
         if forward.mask is not None:
             arguments["attention_mask"] = self._additive(tensor(forward.mask), cached)
         if cache is not None:
-            arguments["cache"] = _repeat(cache, len(forward.input_ids))
+            arguments[CACHE] = _repeat(cache, len(forward.input_ids))
         wanted, index = None, target
         guide = None if self.guide is None or copies > 1 else self.guide
         if guide is not None:
@@ -299,8 +300,8 @@ class ScoringEngine:
                 arguments["logits_to_keep"] = 1
             if cache is not None:
                 positions = torch.arange(len(prefix), device=self.device).expand(copies, -1)
-                arguments |= {"cache": cache, "position_ids": positions + self.position_offset}
-            cache = self._call(**arguments).cache
+                arguments |= {CACHE: cache, "position_ids": positions + self.position_offset}
+            cache = getattr(self._call(**arguments), CACHE)
         return cache, self.prefix_length + len(prefix)
 
     def _additive(self, mask: Tensor, cached: int) -> Tensor:

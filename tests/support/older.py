@@ -1,0 +1,19 @@
+"""What tests ask of the libraries where versions differ; what the package asks is in `justforward.compat`."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from justforward.compat import TRANSFORMERS
+
+
+def align_special_tokens(model: Any, tokenizer: Any) -> None:
+    """Have a model's configurations name the tokenizer's tokens; a method of the Trainer until transformers 5.2."""
+    if TRANSFORMERS >= (5, 2):
+        from transformers.trainer_utils import align_special_tokens
+
+        align_special_tokens(model, tokenizer)
+    else:
+        from transformers import Trainer
+
+        trainer: Any = SimpleNamespace(model=model, processing_class=tokenizer)
+        Trainer._align_special_tokens(trainer)  # type: ignore[attr-defined]
