@@ -30,6 +30,7 @@ from justforward.optim.scored_head import ScoredLinear, install
 from justforward.scoring.guide import Guide
 from justforward.scoring.kept import KeptStates
 from justforward.scoring.plan import Forward, Plan, make_plan, plan_alone
+from justforward.scoring.positions import Kept
 from justforward.scoring.prompts import Row
 from justforward.scoring.proof import Kind, Proofs
 
@@ -237,11 +238,14 @@ class ScoringEngine:
     def _forward(self, forward: Forward, cache: Any, cached: int, copies: int, normalise: bool) -> Tensor:
         """One pass over [B, N] tokens -> [copies, T] float32 log-probabilities of its scored tokens."""
 
-        def tensor(array: np.ndarray) -> Tensor:
+        def on_host(array: np.ndarray) -> Tensor:
             value = torch.from_numpy(array)
-            return (value if copies == 1 else value.repeat(copies, *[1] * (value.dim() - 1))).to(self.device)
+            return value if copies == 1 else value.repeat(copies, *[1] * (value.dim() - 1))
 
-        keep, target = tensor(forward.keep), torch.from_numpy(forward.target).to(self.device)
+        def tensor(array: np.ndarray) -> Tensor:
+            return on_host(array).to(self.device)
+
+        keep, target = Kept.of(on_host(forward.keep), self.device), torch.from_numpy(forward.target).to(self.device)
         arguments: dict = {"input_ids": tensor(forward.input_ids), "use_cache": cache is not None}
         if self.keeps_logits:
             arguments["logits_to_keep"] = keep
