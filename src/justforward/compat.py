@@ -1,6 +1,7 @@
 """What differs between versions of the libraries: each difference once, with the version that ends it.
 
-Nothing else asks for a version. A bound that is raised past such a version ends the difference: its lines go.
+Nothing else asks for a version. A bound that is raised past such a version ends the difference: its lines go. One
+difference needs no question: `scoring.positions` fits both ways in which models index hidden states.
 """
 
 from __future__ import annotations
@@ -11,6 +12,60 @@ from collections.abc import Mapping
 from typing import Any
 
 from packaging.version import Version
+
+TESTED: dict[str, dict[str, str]] = {
+    "lowest": {
+        "python": "3.11",
+        "torch": "2.8.0",
+        "transformers": "5.0.0",
+        "accelerate": "1.6.0",
+        "peft": "0.19.0",
+        "datasets": "4.0.0",
+        "numpy": "2.0.2",
+        "numba": "0.60.0",
+    },
+    "middle": {
+        "python": "3.12",
+        "torch": "2.11.0",
+        "transformers": "5.17.0",
+        "accelerate": "1.15.0",
+        "peft": "0.21.2",
+        "datasets": "5.2.0",
+        "numpy": "2.5.0",
+        "numba": "0.68.1",
+    },
+    "newest": {
+        "python": "3.11",
+        "torch": "2.13.0",
+        "transformers": "5.24.0",
+        "accelerate": "1.15.0",
+        "peft": "0.21.2",
+        "datasets": "5.2.0",
+        "numpy": "2.4.6",
+        "numba": "0.68.1",
+    },
+}
+"""Combinations that the tests were run with; docs/what-works.md says which tests."""
+
+
+def standing(versions: Mapping[str, str]) -> str:
+    """Where versions (python's, and packages' by name) stand to those that were tested, in a few words."""
+    names = TESTED["newest"]
+    here = {name: _numbers(name, versions[name]) for name in names if name in versions}
+    known = {name: [_numbers(name, each[name]) for each in TESTED.values()] for name in names}
+    for label, each in TESTED.items():
+        if here == {name: _numbers(name, each[name]) for name in names}:
+            return f"tested as it is ({label} versions)"
+    outside = [
+        f"{name} is {'newer' if numbers > max(known[name]) else 'older'} than any tested"
+        for name, numbers in here.items()
+        if not min(known[name]) <= numbers <= max(known[name])
+    ]
+    return ", ".join(outside) or "not tested as it is; each version lies between tested ones"
+
+
+def _numbers(name: str, version: str) -> tuple[int, ...]:
+    return Version(version).release[: 2 if name == "python" else None]
 
 
 def _release(package: str) -> tuple[int, ...]:
@@ -26,8 +81,27 @@ TRANSFORMERS = _release("transformers")
 CACHE = "cache" if TRANSFORMERS >= (5, 24) else "past_key_values"
 """The name of keys and values, as an argument of a model's forward and of its `generate`, and in what they give."""
 
+NEW_NAMES = (
+    {}
+    if TRANSFORMERS >= (5, 23)
+    else {
+        "gradient_checkpointing": "activation_checkpointing",
+        "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+    }
+)
+"""Fields of TrainingArguments by the names that a later version gave them, under which the package has them."""
+
+FORMER_FIELDS = frozenset[str]() if TRANSFORMERS >= (5, 15) else frozenset({"warmup_ratio", "logging_dir"})
+"""Fields of TrainingArguments that other fields had already replaced: they are old spellings."""
+
 _MARKS = "\ue000", "\ue001"
 """As private as those of transformers, in texts that only go from here to here."""
+
+
+def training_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of TrainingArguments by the names that the installed version knows."""
+    old = {new: name for name, new in NEW_NAMES.items()}
+    return {old.get(name, name): value for name, value in values.items()}
 
 
 def mark_control_tokens(value: Any, control: re.Pattern[str]) -> Any:
