@@ -7,8 +7,10 @@ difference needs no question: `scoring.positions` fits both ways in which models
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from packaging.version import Version
@@ -18,7 +20,7 @@ TESTED: dict[str, dict[str, str]] = {
         "python": "3.11",
         "torch": "2.8.0",
         "transformers": "5.0.0",
-        "accelerate": "1.6.0",
+        "accelerate": "1.10.0",
         "peft": "0.19.0",
         "datasets": "4.0.0",
         "numpy": "2.0.2",
@@ -77,6 +79,7 @@ def _release(package: str) -> tuple[int, ...]:
 
 
 TRANSFORMERS = _release("transformers")
+TORCH = _release("torch")
 
 CACHE = "cache" if TRANSFORMERS >= (5, 24) else "past_key_values"
 """The name of keys and values, as an argument of a model's forward and of its `generate`, and in what they give."""
@@ -98,10 +101,58 @@ _MARKS = "\ue000", "\ue001"
 """As private as those of transformers, in texts that only go from here to here."""
 
 
+FSDP_IS_A_SWITCH = TRANSFORMERS >= (5, 10)
+"""Whether `--fsdp` may stand alone; before, it was a list of words, and its first version the default."""
+
+NO_FSDP: Any = None if FSDP_IS_A_SWITCH else []
+"""The value of TrainingArguments.fsdp by which the Trainer leaves FSDP aside."""
+
+
 def training_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of TrainingArguments by the names that the installed version knows."""
+    """Values of TrainingArguments by the names, and in the form, that the installed version knows."""
     old = {new: name for name, new in NEW_NAMES.items()}
-    return {old.get(name, name): value for name, value in values.items()}
+    fields = {old.get(name, name): value for name, value in values.items()}
+    if not FSDP_IS_A_SWITCH and fields.get("fsdp"):
+        fields |= _words_of_fsdp(fields["fsdp"], fields.get("fsdp_config"))
+    return fields
+
+
+def _words_of_fsdp(given: Any, config: Any) -> dict[str, Any]:
+    words = "full_shard auto_wrap" if given is True else given
+    if isinstance(config, str) and config.startswith("{"):
+        config = json.loads(config)
+    return {"fsdp": words, "fsdp_config": config if isinstance(config, str) else {"version": 2, **(config or {})}}
+
+
+def skeleton(config: Any, **settings: Any) -> Any:
+    """A causal LM of this configuration, in evaluation mode, its tied weights tied (transformers 5.2 does that)."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(config, **settings).eval()
+    model.tie_weights()
+    return model
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Products and convolutions of float32 in float32, where a GPU would otherwise take TF32.
+
+    torch 2.9 brings one name for both kinds of switches.
+    """
+    import torch
+
+    name, off = ("fp32_precision", "ieee") if TORCH >= (2, 9) else ("allow_tf32", False)
+    places: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    if TORCH >= (2, 9):
+        places[1] = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = [getattr(place, name) for place in places]
+    try:
+        for place in places:
+            setattr(place, name, off)
+        yield
+    finally:
+        for place, precision in zip(places, before, strict=True):
+            setattr(place, name, precision)
 
 
 def mark_control_tokens(value: Any, control: re.Pattern[str]) -> Any:

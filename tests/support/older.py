@@ -5,6 +5,12 @@ from typing import Any
 
 from justforward.compat import TRANSFORMERS
 
+WARNINGS = [
+    # transformers 5.0 builds tokenizers so.
+    "ignore:Deprecated in 0.9.0. BPE.__init__ will not create from files:DeprecationWarning",
+]
+"""What older versions warn of by themselves, for pytest's filters."""
+
 
 def align_special_tokens(model: Any, tokenizer: Any) -> None:
     """Have a model's configurations name the tokenizer's tokens; a method of the Trainer until transformers 5.2."""

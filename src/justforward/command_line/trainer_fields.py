@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from justforward.compat import FORMER_FIELDS, NEW_NAMES
+from justforward.compat import FORMER_FIELDS, FSDP_IS_A_SWITCH, NEW_NAMES
 
 # Where the enums that annotate fields are defined; their values become the choices of these arguments.
 _ENUM_FILES = ("training_args.py", "trainer_utils.py", "debug_utils.py")
@@ -118,7 +118,9 @@ def _spec(
 ) -> ArgumentSpec:
     keywords = {keyword.arg: keyword.value for keyword in call.keywords}
     metadata = _literal_items(keywords.get("metadata"))
-    text = ast.unparse(annotation)
+    text, alone = ast.unparse(annotation), metadata.get("nargs") == "?"
+    if name == "fsdp" and not FSDP_IS_A_SWITCH:
+        text, alone = "str | None", True
     choices = _KNOWN_CHOICES.get(name) or metadata.get("choices")
     for enum, values in enums.items():
         if enum in text.replace("|", " ").split():
@@ -130,7 +132,7 @@ def _spec(
         help=_OUR_HELP.get(name) or _SENTENCE_END.split(metadata.get("help") or "", maxsplit=1)[0].rstrip(".") + ".",
         group=section,
         choices=tuple(choices) if choices else None,
-        may_stand_alone=metadata.get("nargs") == "?",
+        may_stand_alone=alone,
     )
 
 
