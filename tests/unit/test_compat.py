@@ -3,6 +3,7 @@
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def test_marked_tokens_are_encoded_as_before_transformers_had_it(text):
 
 def test_what_is_not_marked_stays_a_token_and_parted_marks_part_the_text():
     tokenizer = fast(byte_level())
-    end = tokenizer.eos_token_id
+    end: Any = tokenizer.eos_token_id
     assert compat._encoded(tokenizer, f"</s>{MARKED}</s>").count(end) == 2
     assert end not in compat._encoded(tokenizer, "a</\ue000s>")
     assert compat._marked({"a": ("<s>", 1)}, CONTROL) == {"a": ["\ue000<s>\ue001", 1]}
