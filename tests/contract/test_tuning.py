@@ -1,6 +1,7 @@
 """Every tuning method on every model family: what is trained, what a step moves, what is saved."""
 
 import copy
+import importlib.util
 import logging
 from typing import Any
 
@@ -277,6 +278,10 @@ def test_flags_name_methods():
     assert choose(head_tuning=True) == "head"
 
 
+quantises = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
+
+
+@quantises
 def test_int8_weights_carry_adapters_only(tmp_path):
     full = load(MODEL)
     loaded = load(MODEL, int8=True)
@@ -297,6 +302,7 @@ def test_int8_weights_carry_adapters_only(tmp_path):
         assert torch.equal(scores(again), after)
 
 
+@quantises
 @pytest.mark.parametrize("method", ["--lora", "--prefix_tuning"])
 def test_int8_through_the_command_line(method, tmp_path, monkeypatch):
     """The run's log names the weights by what their bits are, those of quantised ones too."""

@@ -228,7 +228,7 @@ def test_help_shows_every_argument(monkeypatch):
         assert f"--{spec.name}" in page
     assert max(map(len, page.splitlines())) <= 118
     assert "\n  sweep    search\n" in page
-    assert page.index("Task and data:") < page.index("MeZO:") < page.index("Trainer: Output:") < page.index("examples:")
+    assert page.index("Task and data:") < page.index("MeZO:") < page.index("\nTrainer: ") < page.index("examples:")
 
 
 def test_words_of_a_value():
