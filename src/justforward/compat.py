@@ -124,6 +124,16 @@ def _words_of_fsdp(given: Any, config: Any) -> dict[str, Any]:
     return {"fsdp": words, "fsdp_config": config if isinstance(config, str) else {"version": 2, **(config or {})}}
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for products of bfloat16; torch 2.11 names all that it found."""
+    import torch
+
+    if TORCH >= (2, 11):
+        found = torch.cpu.get_capabilities()
+        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def skeleton(config: Any, **settings: Any) -> Any:
     """A causal LM of this configuration, in evaluation mode, its tied weights tied (transformers 5.2 does that)."""
     from transformers import AutoModelForCausalLM

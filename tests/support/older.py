@@ -10,6 +10,8 @@ WARNINGS = [
     "ignore:Deprecated in 0.9.0. BPE.__init__ will not create from files:DeprecationWarning",
     # PEFT 0.19, of a base model that lies nowhere.
     "ignore:Could not find a config file in  - will assume:UserWarning",
+    # transformers 5.0, of checkpoints that were written within a moment.
+    "ignore:mtime may not be reliable on this filesystem:UserWarning",
     # torch 2.11's profiler, of every use.
     "ignore:Warning. Profiler clears events at the end of each cycle:UserWarning",
     # transformers before 5.10, of --fsdp_config alone.
