@@ -81,10 +81,9 @@ def prepare() -> None:
 
 def precision() -> list[str]:
     """bfloat16 where the processor multiplies it: half the time."""
-    import torch
+    from justforward.compat import multiplies_bfloat16
 
-    found = torch.cpu.get_capabilities()
-    return ["--load_bfloat16"] if found.get("avx512_bf16") or found.get("amx_bf16") else []
+    return ["--load_bfloat16"] if multiplies_bfloat16() else []
 
 
 def course(name: str) -> list[tuple[float, float, float]]:

@@ -12,8 +12,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 from support.golden import MODEL
+from support.older import WARNINGS
 
 from justforward.models.loading import LoadedModel, load
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let older libraries warn of what newer ones have mended."""
+    for line in WARNINGS:
+        config.addinivalue_line("filterwarnings", line)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,6 +8,7 @@ import torch
 import transformers as hf
 from peft import PrefixTuningConfig, get_peft_model
 from support.families import CONFIGS, PLAIN_CONFIGS, VOCABULARY, tiny
+from support.older import NOT_YET
 
 from justforward.scoring.continuing import Way
 from justforward.scoring.generation import GenerationSettings, Generator
@@ -147,7 +148,7 @@ def unlike(lengths: Sequence[int]) -> list[tuple[int, ...]]:
     return [tuple(torch.randint(3, 95, (n,), generator=chance).tolist()) for n in lengths]
 
 
-@pytest.mark.parametrize("family", STUBBORN)
+@pytest.mark.parametrize("family", [family for family in STUBBORN if family not in NOT_YET])
 def test_what_a_model_does_not_take_is_left_alone(family, caplog):
     model, prompts = stubborn(family), unlike(LENGTHS)
     generator = Generator(model, Numbers(), GenerationSettings(max_new_tokens=NEW))

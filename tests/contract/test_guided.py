@@ -42,7 +42,7 @@ FAMILIES = {
     "falcon_alibi": HARD_CONFIGS["falcon_alibi"],
     "qwen3": lambda: hf.Qwen3Config(**_small, num_key_value_heads=2, head_dim=8),
     "starcoder2": lambda: hf.Starcoder2Config(**_small, num_key_value_heads=2),
-    "stablelm": lambda: hf.StableLmConfig(**_small, num_key_value_heads=2),
+    "stablelm": lambda: hf.StableLmConfig(**_small, num_key_value_heads=2, pad_token_id=None),
     "granite": lambda: hf.GraniteConfig(
         **_small, num_key_value_heads=2, residual_multiplier=0.3, logits_scaling=2.0, embedding_multiplier=3.0
     ),

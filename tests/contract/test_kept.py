@@ -12,6 +12,7 @@ from justforward.scoring import ScoringEngine
 from justforward.scoring.kept import UpperBlocks, keep
 from justforward.scoring.prompts import Row
 from tests.support.families import CONFIGS, HARD_CONFIGS, PLAIN_CONFIGS, VOCABULARY
+from tests.support.older import activation_checkpointing
 
 FAMILIES = {**CONFIGS, **PLAIN_CONFIGS, **HARD_CONFIGS}
 
@@ -155,7 +156,7 @@ def test_gradients_of_the_blocks_above_are_those_of_a_whole_pass(gradient_checkp
     find_blocks(model).modules[1].requires_grad_(True)
     kept = keep(UpperBlocks(model, 1), rows, tmp_path)
     if gradient_checkpointing:
-        model.activation_checkpointing_enable()
+        activation_checkpointing(model)
         model.train()
     found = []
     for states in (None, kept):

@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from support.families import CONFIGS, PLAIN_CONFIGS, tiny
 
+from justforward.compat import TORCH
 from justforward.optim import CounterNoise, MeZO
 from justforward.optim.probes import modules
 from justforward.optim.probes.just_in_time import JustInTimeProbe
@@ -211,6 +212,8 @@ OBJECTIVES = {
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pairs_measure_what_two_forwards_do(family, dtype, objective):
+    if family == "mixtral" and dtype == torch.bfloat16 and TORCH < (2, 11):
+        pytest.skip("in a doubled batch rounding sends a token to another expert")
     alone, _ = measured(family, dtype, *OBJECTIVES[objective], paired=False)
     together, pairs = measured(family, dtype, *OBJECTIVES[objective])
     assert pairs

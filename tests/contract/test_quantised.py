@@ -15,6 +15,8 @@ from justforward.models.tuning import TuningSettings, tune
 from justforward.optim import MeZO
 from justforward.results.places import predictions
 
+pytest.importorskip("torchao", reason="weights of 8 bits need torchao, an extra")
+pytest.importorskip("bitsandbytes", reason="weights of 4 bits need bitsandbytes, an extra")
 KINDS = ("int8", "4bit")
 # fmt: off
 JOB = ["--task_name", "SST2", "--data_dir", DATA, "--use_cpu", "--report_to", "none", "--num_eval", "4"]

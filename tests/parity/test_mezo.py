@@ -4,6 +4,7 @@ import pytest
 import torch
 from support.golden import DATA, MODEL, OriginalNoise, epoch_order, facts
 
+from justforward.compat import TORCH
 from justforward.models.loading import load
 from justforward.optim import MeZO
 from justforward.scoring import ScoringEngine
@@ -77,8 +78,9 @@ def test_half_precision_losses_are_finer_than_the_originals():
     _, estimates, recorded = replay("mezo_fp16_sst2", torch.float16)
     assert all((step["loss1"] * 2048) % 1 == 0 for step in recorded["steps"])
     assert any((e.plus * 2048) % 1 != 0 for e in estimates)
+    tolerance = 4e-3 if TORCH >= (2, 13) else 6e-3  # what was recorded ran under 2.13
     for estimate, step in zip(estimates, recorded["steps"], strict=True):
-        assert estimate.plus == pytest.approx(step["loss1"], abs=4e-3)
+        assert estimate.plus == pytest.approx(step["loss1"], abs=tolerance)
 
 
 def test_whole_rows_are_scored_without_the_bos_behind_padding():

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.cases import cases
 from support.making import bigram, byte_level, fast, piece
+from support.older import align_special_tokens
 from transformers import GenerationConfig, PreTrainedTokenizerBase
-from transformers.trainer_utils import align_special_tokens
 
 from justforward.models.generation_config import read
 from justforward.models.loading import LoadedModel, load

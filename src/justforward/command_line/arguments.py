@@ -17,6 +17,7 @@ from justforward.command_line.parser import build_parser, read_words, to_words
 from justforward.command_line.specs import job_specs
 from justforward.command_line.trainer_fields import AUTO, OUR_DEFAULTS, trainer_specs
 from justforward.command_line.zeroth_order_checks import check_auto
+from justforward.compat import training_fields
 from justforward.optim.methods import get_method
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Parsed:
                 from accelerate.parallelism_config import ParallelismConfig
 
                 kwargs["parallelism_config"] = ParallelismConfig(**kwargs["parallelism_config"])
-            return TrainingArguments(**kwargs)
+            return TrainingArguments(**training_fields(kwargs))
         except (ValueError, TypeError, OSError) as error:
             raise ValueError(f"training arguments: {error}") from error
 

@@ -87,7 +87,8 @@ def build_parser(own: Specs, trainers: Specs, commands: Mapping[str, str] | None
     group = parser.add_argument_group("This program")
     group.add_argument("--help", "-h", action="store_true", help="Show this page.")
     group.add_argument("--version", action="store_true", help="Show the version.")
-    for name in [*TRANSLATED, *IGNORED, *REMOVED]:
+    fields = {spec.name for spec in trainers}
+    for name in [old for old in (*TRANSLATED, *IGNORED, *REMOVED) if old not in fields]:
         parser.add_argument(f"--{name}", dest=f"_{name}", nargs="*", action=_OldSpelling, help=argparse.SUPPRESS)
     return parser
 

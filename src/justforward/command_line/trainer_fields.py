@@ -14,6 +14,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from justforward.compat import FORMER_FIELDS, FSDP_IS_A_SWITCH, NEW_NAMES
+
 # Where the enums that annotate fields are defined; their values become the choices of these arguments.
 _ENUM_FILES = ("training_args.py", "trainer_utils.py", "debug_utils.py")
 # The one field whose choices are computed in the source.
@@ -92,16 +94,18 @@ def trainer_specs() -> tuple[ArgumentSpec, ...]:
     specs = []
     for node in body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(node.value, ast.Call):
-            specs.append(_spec(node.target.id, node.annotation, node.value, sections[node.lineno], enums))
+            name = NEW_NAMES.get(node.target.id, node.target.id)
+            if name not in FORMER_FIELDS:
+                specs.append(_spec(name, node.annotation, node.value, sections[node.lineno], enums))
     if not any(spec.name == "learning_rate" for spec in specs):
-        raise ValueError(f"cannot read the training arguments from {folder}: reinstall transformers>=5.24,<6")
+        raise ValueError(f"cannot read the training arguments from {folder}: reinstall transformers>=5,<6")
     return tuple(specs)
 
 
 def _transformers_folder() -> Path:
     found = importlib.util.find_spec("transformers")
     if found is None or found.origin is None:
-        raise ValueError("transformers is not installed in this Python: pip install 'transformers>=5.24,<6'")
+        raise ValueError("transformers is not installed in this Python: pip install 'transformers>=5,<6'")
     return Path(found.origin).parent
 
 
@@ -114,7 +118,9 @@ def _spec(
 ) -> ArgumentSpec:
     keywords = {keyword.arg: keyword.value for keyword in call.keywords}
     metadata = _literal_items(keywords.get("metadata"))
-    text = ast.unparse(annotation)
+    text, alone = ast.unparse(annotation), metadata.get("nargs") == "?"
+    if name == "fsdp" and not FSDP_IS_A_SWITCH:
+        text, alone = "str | None", True
     choices = _KNOWN_CHOICES.get(name) or metadata.get("choices")
     for enum, values in enums.items():
         if enum in text.replace("|", " ").split():
@@ -126,7 +132,7 @@ def _spec(
         help=_OUR_HELP.get(name) or _SENTENCE_END.split(metadata.get("help") or "", maxsplit=1)[0].rstrip(".") + ".",
         group=section,
         choices=tuple(choices) if choices else None,
-        may_stand_alone=metadata.get("nargs") == "?",
+        may_stand_alone=alone,
     )
 
 

@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING
 
 from justforward import machine
 from justforward.command_line.parser import Parser
+from justforward.compat import standing
 from justforward.machine import GIB
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "numba", "packaging", "triton")
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "numpy", "numba", "packaging", "triton")
 FOR = {
     "demo": "make demo",
     "quant": "8- and 4-bit weights (--load_int8, --load_4bit)",
@@ -110,8 +111,10 @@ def _packages() -> Iterator[Finding]:
     section = "packages"
     yield Finding(section, "python", f"{platform.python_version()} ({platform.system()} {platform.machine()})")
     asked = {} if _version("packaging") is None else {r.name: r for r in requirements()}
+    versions = {"python": platform.python_version()}
     for name in ("justforward", *PACKAGES):
         version = _version(name)
+        versions |= {} if version is None else {name: version}
         wanted = asked.get(name)
         if version is None:
             yield from _absent(name)
@@ -120,6 +123,7 @@ def _packages() -> Iterator[Finding]:
             yield Finding(section, name, f"{version}, and {wanted.specifier} is asked for", "broken", mend)
         else:
             yield Finding(section, name, version)
+    yield Finding(section, "together", standing(versions))
 
 
 def _absent(name: str) -> Iterator[Finding]:

@@ -37,7 +37,7 @@ def read(source: Mapping[str, Any]) -> GenerationConfig | None:
     described = _described(name)
     try:
         config = _Savable.from_pretrained(name)
-    except OSError as error:
+    except (OSError, TypeError) as error:
         if Path(name, FILE).exists():
             raise ValueError(f"{FILE} cannot be read as JSON: mend it, or remove it") from error
         fields = {key: value for key, value in described.items() if key in vars(GenerationConfig())}

@@ -29,6 +29,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from justforward.compat import CACHE
 from justforward.models.blocks import chosen, find_blocks
 from justforward.models.loading import LoadedModel
 from justforward.models.prefix_mlp import PrefixMLPModel
@@ -262,8 +263,9 @@ def _keys_and_values(model: PreTrainedModel, tokens: torch.Tensor) -> list[tuple
     """Every layer's keys and values, [1, heads, N, width] each, for tokens [1, N]."""
     model.eval()
     tokens = tokens.to(model.device)
-    cache = model(tokens, attention_mask=torch.ones_like(tokens), use_cache=True).cache
-    layers = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers]
+    cache = getattr(model(tokens, attention_mask=torch.ones_like(tokens), use_cache=True), CACHE, None)
+    found = [] if cache is None else cache.layers
+    layers = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in found]
     shapes = {None if part is None else tuple(part.shape) for layer in layers for part in layer}
     if len(shapes) != 1 or None in shapes:
         raise ValueError(

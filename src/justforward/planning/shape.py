@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from justforward.compat import skeleton
 from justforward.models.causality import may_be_causal
 from justforward.models.loading import load_config, not_causal, positions_of
 from justforward.models.reading import reading
@@ -84,7 +85,7 @@ def _skeleton(name: str, *, trust_remote_code: bool) -> PreTrainedModel:
         if not may_be_causal(config):
             raise ModelError(name, not_causal(config))
         with reading(name, source, "configuration"), torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            return skeleton(config, trust_remote_code=trust_remote_code)
     except ModelError as error:
         raise ValueError(f"MODEL {name}: {error.reason}") from error
 

@@ -21,6 +21,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 from transformers import GenerationConfig, StaticCache, StoppingCriteria, StoppingCriteriaList
 
+from justforward.compat import CACHE
 from justforward.scoring.engine import prefix_length
 
 logger = logging.getLogger(__name__)
@@ -138,11 +139,11 @@ class Continuer:
             stand_ins = (self.prefix_length, 0)
             input_ids = torch.nn.functional.pad(input_ids, stand_ins, value=self.pad)
             attention_mask = torch.nn.functional.pad(attention_mask, stand_ins, value=1)
-            arguments["cache"] = self._prefix(len(rows) * config.num_beams)
+            arguments[CACHE] = self._prefix(len(rows) * config.num_beams)
         elif self.way.cache == "fixed":
             # A growing cache is copied whole at every token, which takes as long as a batch's forward pass on a CPU.
             text_config = self.base.config.get_text_config(decoder=True)
-            arguments["cache"] = StaticCache(config=text_config, max_cache_len=width + config.max_new_tokens)
+            arguments[CACHE] = StaticCache(config=text_config, max_cache_len=width + config.max_new_tokens)
         if ends is not None:
             arguments["stopping_criteria"] = StoppingCriteriaList(ends(input_ids.shape[1]))
         with _own_settings_aside(self.base):
@@ -210,7 +211,7 @@ class Continuer:
         if self.keeps_logits:
             arguments["logits_to_keep"] = count
         if self.prefix_length:
-            arguments |= {"cache": self._prefix(1), "use_cache": True}
+            arguments |= {CACHE: self._prefix(1), "use_cache": True}
             if self.takes_positions:
                 places = torch.arange(len(tokens) - 1, device=self.device)[None]
                 arguments["position_ids"] = places + self.prefix_length

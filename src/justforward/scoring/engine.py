@@ -22,6 +22,7 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
+from justforward.compat import CACHE
 from justforward.models.residual import inputs_seen
 from justforward.optim.directions.base import Owners
 from justforward.optim.distribution.shards import is_sharded
@@ -29,6 +30,7 @@ from justforward.optim.scored_head import ScoredLinear, install
 from justforward.scoring.guide import Guide
 from justforward.scoring.kept import KeptStates
 from justforward.scoring.plan import Forward, Plan, make_plan, plan_alone
+from justforward.scoring.positions import Kept
 from justforward.scoring.prompts import Row
 from justforward.scoring.proof import Kind, Proofs
 
@@ -110,7 +112,7 @@ class ScoringEngine:
         self.head = install(model.get_output_embeddings())  # type: ignore[operator]
         flash = "flash" in (getattr(config, "_attn_implementation", None) or "")
         can = short_cuts and self.takes_positions
-        self.takes_masks, self.takes_caches = can and not flash, can and "cache" in accepts
+        self.takes_masks, self.takes_caches = can and not flash, can and CACHE in accepts
         proofs = Proofs(
             self._measure, name=type(base).__name__, dtype=self._dtype(), widens=lambda: not is_sharded(model)
         )
@@ -236,11 +238,14 @@ class ScoringEngine:
     def _forward(self, forward: Forward, cache: Any, cached: int, copies: int, normalise: bool) -> Tensor:
         """One pass over [B, N] tokens -> [copies, T] float32 log-probabilities of its scored tokens."""
 
-        def tensor(array: np.ndarray) -> Tensor:
+        def on_host(array: np.ndarray) -> Tensor:
             value = torch.from_numpy(array)
-            return (value if copies == 1 else value.repeat(copies, *[1] * (value.dim() - 1))).to(self.device)
+            return value if copies == 1 else value.repeat(copies, *[1] * (value.dim() - 1))
 
-        keep, target = tensor(forward.keep), torch.from_numpy(forward.target).to(self.device)
+        def tensor(array: np.ndarray) -> Tensor:
+            return on_host(array).to(self.device)
+
+        keep, target = Kept.of(on_host(forward.keep), self.device), torch.from_numpy(forward.target).to(self.device)
         arguments: dict = {"input_ids": tensor(forward.input_ids), "use_cache": cache is not None}
         if self.keeps_logits:
             arguments["logits_to_keep"] = keep
@@ -251,7 +256,7 @@ class ScoringEngine:
         if forward.mask is not None:
             arguments["attention_mask"] = self._additive(tensor(forward.mask), cached)
         if cache is not None:
-            arguments["cache"] = _repeat(cache, len(forward.input_ids))
+            arguments[CACHE] = _repeat(cache, len(forward.input_ids))
         wanted, index = None, target
         guide = None if self.guide is None or copies > 1 else self.guide
         if guide is not None:
@@ -299,8 +304,8 @@ class ScoringEngine:
                 arguments["logits_to_keep"] = 1
             if cache is not None:
                 positions = torch.arange(len(prefix), device=self.device).expand(copies, -1)
-                arguments |= {"cache": cache, "position_ids": positions + self.position_offset}
-            cache = self._call(**arguments).cache
+                arguments |= {CACHE: cache, "position_ids": positions + self.position_offset}
+            cache = getattr(self._call(**arguments), CACHE)
         return cache, self.prefix_length + len(prefix)
 
     def _additive(self, mask: Tensor, cached: int) -> Tensor:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from transformers.utils.chat_template_utils import mark_control_tokens
+from justforward.compat import encode_marked, mark_control_tokens
 
 if TYPE_CHECKING:
     from justforward.tasks.base import Sample, Task
@@ -82,12 +82,11 @@ class TextTokenizer:
         return text
 
     def _marked(self, text: str) -> list[int]:
-        encode = {"add_special_tokens": False, "sanitize_control_tokens": True}
         try:
-            return self.tokenizer(text, **encode)["input_ids"]
+            return encode_marked(self.tokenizer, text)
         except ValueError:
             # The token is one of the vocabulary's pieces too, so the whole of its text always gives it: halves do not.
-            return self.tokenizer(_MARKED.sub(rf"\1{OPEN}\2", text), **encode)["input_ids"]
+            return encode_marked(self.tokenizer, _MARKED.sub(rf"\1{OPEN}\2", text))
 
 
 def spelt_in(text: str) -> list[str]:

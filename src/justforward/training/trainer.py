@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
+from justforward.compat import NO_FSDP
 from justforward.optim import Estimate, MeZO, NoiseSource
 from justforward.optim.distribution.ranks import Ranks
 from justforward.optim.distribution.shards import shard
@@ -253,7 +254,7 @@ def _shard(model: Any, arguments: TrainingArguments) -> None:
     if arguments.world_size == 1:
         raise ValueError("--fsdp spreads a model over several processes, and there is one: start it with torchrun")
     shard(model, arguments.device)
-    arguments.fsdp, arguments.fsdp_plugin_args = None, None
+    arguments.fsdp, arguments.fsdp_plugin_args = NO_FSDP, None
 
 
 def _prepare_for_group(accelerator: Accelerator, ranks: Ranks, loader: DataLoader, **_: Any) -> DataLoader:

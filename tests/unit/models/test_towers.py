@@ -95,7 +95,7 @@ def test_what_is_trained_is_what_the_loss_sees(make, method):
 def test_a_plan_counts_the_same_projections(make):
     torch.manual_seed(0)
     model, names = trained(make(), "lora")
-    assert shape_of(make()).lora_widths == sum(p.numel() for n, p in model.named_parameters() if n in names) // 8
+    assert shape_of(make().eval()).lora_widths == sum(p.numel() for n, p in model.named_parameters() if n in names) // 8
 
 
 @pytest.mark.parametrize("family", [*CONFIGS, *PLAIN_CONFIGS])
