@@ -22,7 +22,8 @@ _EXPORTS = {
 __all__ = ["MeZO", "MeZOMixin", "MeZOTrainer", "load"]
 
 # transformers imports torchao, and PEFT bitsandbytes, wherever they are installed, also for a run that quantises
-# nothing, and these modules then warn of what they do without. A filter holds back their own warnings and no others below them.
+# nothing, and these modules then warn of what they do without. A filter holds back their own warnings and no others
+# below them.
 for _name in ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu.ops"):
     logging.getLogger(_name).addFilter(lambda record: record.levelno >= logging.ERROR)
 
