@@ -63,7 +63,7 @@ def test_the_licence_is_there():
 def test_the_version_is_the_changelogs_or_to_come():
     released = [line for line in lines_of("CHANGELOG.md") if line.startswith("## ")]
     assert released[0] == "## Unreleased"
-    assert re.fullmatch(r"\d+\.\d+\.\d+", PROJECT["version"])
+    assert re.fullmatch(r"\d+\.\d+\.\d+(rc\d+)?", PROJECT["version"])
     assert all(PROJECT["version"] in line for line in released[1:2])
     assert not hasattr(justforward, "__version__")  # it stands in one place
 
