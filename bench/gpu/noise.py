@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import itertools
-import os
 
 import numpy as np
 import torch
@@ -32,26 +31,28 @@ def measure(where: Where) -> None:
 
 
 def kernel(where: Where) -> NoiseBackend:
-    """The backend of the device; in a rehearsal Triton's own, in its interpreter, where it can be had."""
+    """The backend of the device; in a rehearsal Triton's, which TRITON_INTERPRET runs, where it is installed."""
     if not where.rehearsal:
         return backend(where.device)
     if importlib.util.find_spec("triton") is None:
         print("Triton is not installed: the CPU's noise stands in for its kernel", flush=True)
         return backend("cpu")
-    os.environ["TRITON_INTERPRET"] = "1"
     return importlib.import_module("justforward.noise.triton").TritonNoise("cpu")
 
 
 def bits(where: Where, noise: NoiseBackend) -> None:
     """Everything that the kernel is compiled for, against the reference or what the tests hold to it."""
     sizes = where.pick((1, 65, 257, 8193, 100_003), (1, 257, 8193))
-    equal = {
-        "fill": all(drawn(noise, *case) for case in itertools.product(DISTRIBUTIONS, sizes, STARTS)),
-        "add": all(added(noise, *case) for case in itertools.product(DTYPES, DISTRIBUTIONS, ROUNDINGS, sizes, STARTS)),
-        "perturb": all(perturbed(noise, *case) for case in itertools.product(DTYPES, DISTRIBUTIONS, sizes, STARTS)),
-        "rows": all(in_rows(noise, *case) for case in itertools.product(DTYPES, DISTRIBUTIONS, (1, 255, 770))),
+    cases = {
+        drawn: (DISTRIBUTIONS, sizes, STARTS),
+        added: (DTYPES, DISTRIBUTIONS, ROUNDINGS, sizes, STARTS),
+        perturbed: (DTYPES, DISTRIBUTIONS, sizes, STARTS),
+        in_rows: (DTYPES, DISTRIBUTIONS, (1, 255, 770)),
     }
-    report("noise bits", equal=equal, goal="equal", kernel=type(noise).__name__, device=where.device)
+    for same, kinds in cases.items():
+        found = [same(noise, *case) for case in itertools.product(*kinds)]
+        name, facts = same.__name__, {"cases": len(found), "kernel": type(noise).__name__}
+        report(f"noise bits: {name}", equal={name: all(found)}, goal="equal", device=where.device, **facts)
 
 
 def drawn(noise: NoiseBackend, distribution: str, size: int, start: int) -> bool:

@@ -17,7 +17,7 @@ from bench.processes import children, kill_all
 from bench.rank_kills import command, start
 from justforward.optim.log import FILE_NAME, read
 
-STEPS = 200
+STEPS = 100
 
 
 def measure(where: Where) -> None:

@@ -33,7 +33,7 @@ SMOLLM2: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 """The shape of SmolLM2-135M."""
-SMALL = SMOLLM2 | {"hidden_size": 72, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 4096}
+SMALL = SMOLLM2 | {"hidden_size": 72, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 8192}
 
 STEPS = 30
 LOSS, GRADIENT = 1e-4, 0.02

@@ -51,7 +51,7 @@ class Outcome:
 class Child:
     """A process for a part: it imports what it needs at once, and begins when it is told to."""
 
-    def __init__(self, name: str, command: Sequence[str]):
+    def __init__(self, name: str, command: Sequence[str], **environment: str):
         self.name = name
         paths = [str(ROOT / "src"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.process = subprocess.Popen(
@@ -61,7 +61,7 @@ class Child:
             stderr=subprocess.STDOUT,
             text=True,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", **environment},
             start_new_session=True,
         )
 
@@ -80,13 +80,14 @@ class Child:
             self.end()
         outcome.seconds = time.perf_counter() - began
         reader.join()
+        self.process.stdout.close()  # type: ignore[union-attr]
         return outcome
 
     def _tell(self) -> None:
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):  # it could not import what it needs, which its exit code says
-            self.process.stdin.write("begin\n")
-            self.process.stdin.close()
+            os.write(self.process.stdin.fileno(), b"begin\n")
+        self.process.stdin.close()
 
     def _read(self, outcome: Outcome, said: list[str]) -> None:
         assert self.process.stdout is not None
@@ -108,11 +109,11 @@ class Child:
 def carry_out(names: Sequence[str], shares: dict[str, float], device: str) -> list[Outcome]:
     """All parts; a part has the time that those before it left as well, and the next one imports meanwhile."""
     begun, due, outcomes = time.perf_counter(), 0.0, []
-    following = [Child(name, command_of(name, device)) for name in names[:1]]
+    following = [begin(name, device) for name in names[:1]]
     try:
         for i, name in enumerate(names):
             child = following.pop()
-            following += [Child(after, command_of(after, device)) for after in names[i + 1 : i + 2]]
+            following += [begin(after, device) for after in names[i + 1 : i + 2]]
             due += shares[name]
             outcome = child.carry_out(max(1.0, begun + due - time.perf_counter()))
             outcomes.append(outcome)
@@ -123,9 +124,11 @@ def carry_out(names: Sequence[str], shares: dict[str, float], device: str) -> li
     return outcomes
 
 
-def command_of(name: str, device: str) -> list[str]:
-    """The command of a part's process."""
-    return [sys.executable, "-m", "bench.gpu.child", name, device]
+def begin(name: str, device: str) -> Child:
+    """A part's process."""
+    (part,) = (part for part in PARTS if part.name == name)
+    environment = part.rehearsed if device == "cpu" else {}
+    return Child(name, [sys.executable, "-m", "bench.gpu.child", name, device], **environment)
 
 
 def ended(outcome: Outcome, device: str) -> None:
