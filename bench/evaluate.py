@@ -31,6 +31,7 @@ from justforward.tasks import get_task, names
 
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
 SHAPE = "125m"
+MODEL = f"OPT-{SHAPE} shape"
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Of mean log-probabilities, by the dtype of the weights."""
 NEW_TOKENS = 50
@@ -215,9 +216,8 @@ def golden_rows(name: str, least_candidates: int = 2) -> list[list[Row]]:
     return [rows for rows in samples if len(rows) >= least_candidates]
 
 
-def scored_workloads(shape: str = SHAPE) -> list[Scored]:
+def scored_workloads(model: str = MODEL) -> list[Scored]:
     """What is scored on the random model."""
-    model = f"OPT-{shape} shape"
     prompts = [random_tokens(61, seed) for seed in range(96)]
     two = [[Row((*prompt, option), 61) for option in (500, 600)] for prompt in prompts]
     shared = random_tokens(830, 1000)
@@ -230,9 +230,8 @@ def scored_workloads(shape: str = SHAPE) -> list[Scored]:
     ]
 
 
-def continued_workload(shape: str = SHAPE) -> Continued:
+def continued_workload(model: str = MODEL) -> Continued:
     """What is continued on the random model, which never ends an answer: every contender writes all tokens."""
-    model = f"OPT-{shape} shape"
     lengths = [84 + 116 * ((7 * i + 6) % 48) // 47 for i in range(48)]
     prompts = [(OPT_BOS, *random_tokens(length - 1, 2000 + i)) for i, length in enumerate(lengths)]
     return Continued(f"generation, SQuAD-like prompts, never stops early, {model}", prompts, 4, 5)

@@ -17,14 +17,14 @@ def measure(where: Where) -> None:
     if not against_lm_eval:
         print(f"{peer.NEEDS} is not installed: one row at a time is the only other", flush=True)
     loaded = evaluate.random_opt(shape, torch.bfloat16, where.device)
-    workloads = evaluate.scored_workloads(f"{shape}, bf16,")
+    workloads = evaluate.scored_workloads(f"OPT-{shape} shape, bf16")
     for scored in workloads:
         evaluate.scoring(loaded.model, scored, rounds)
     if against_lm_eval:
         for scored in workloads:
             peer.scoring(loaded, scored, rounds)
     loaded = evaluate.random_opt(shape, torch.float32, where.device)
-    continued = evaluate.continued_workload(f"{shape}, fp32,")
+    continued = evaluate.continued_workload(f"OPT-{shape} shape, fp32")
     evaluate.generation(loaded, continued, new_tokens, rounds)
     if against_lm_eval:
         peer.generation(loaded, continued, rounds)

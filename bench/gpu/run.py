@@ -21,7 +21,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from bench.common import report
 from bench.gpu.where import Where
 from bench.kills import FIXTURES, JOB, Job, equal
+from bench.replay import is_saved
 from justforward.noise import ROUNDINGS
+from justforward.trajectory.replay import replay
 
 SMOLLM2: dict[str, Any] = {
     "hidden_size": 576,
@@ -110,7 +112,7 @@ def measure(where: Where) -> None:
         seconds = {name: round(one.result(), 1) for name, one in ran.items()}
         same_log(where, all_jobs, at, seconds)
         of_the_cpu(where, all_jobs["whole"], all_jobs["cpu"])
-        replays(where, pool, {name: job for name, job in all_jobs.items() if name in ("whole", *ROUNDINGS)})
+        replays(where, {name: job for name, job in all_jobs.items() if name in ("whole", *ROUNDINGS)})
 
 
 def same_log(where: Where, all_jobs: Mapping[str, Job], at: int, seconds: dict[str, float]) -> None:
@@ -148,24 +150,10 @@ def of_the_cpu(where: Where, one: Job, other: Job) -> None:
     )
 
 
-def replays(where: Where, pool: ThreadPoolExecutor, trained: Mapping[str, Job]) -> None:
-    """The weights that each run saved, rebuilt from its log on the CPU and on the device."""
-    places = dict.fromkeys(["cpu", where.device])
-    again = {(name, place): trained[name].folder.with_name(f"{name}-{place}") for name in trained for place in places}
-    ran = [
-        pool.submit(
-            carried_out,
-            [*(sys.executable, "-m", "justforward", "replay", str(trained[name].folder)),
-             *("--output", str(folder), "--device", place)],
-            folder.with_suffix(".out"),
-        )
-        for (name, place), folder in again.items()
-    ]  # fmt: skip
-    for one in ran:
-        one.result()
+def replays(where: Where, trained: Mapping[str, Job]) -> None:
+    """The weights that each run saved, rebuilt from its log, on the CPU and on the device."""
     for name, job in trained.items():
-        saved = weights(job.folder)
-        rebuilt = {place: weights(again[name, place]) for place in places}
-        same = {p: w.keys() == saved.keys() and all(torch.equal(w[n], saved[n]) for n in w) for p, w in rebuilt.items()}
+        places = dict.fromkeys(["cpu", where.device])
+        same = {place: is_saved(replay(job.log, device=place), job.folder) for place in places}
         what = "float32" if name == "whole" else f"bfloat16, {name} rounding"
         report(f"run: replayed, {what}", equal=same, goal="equal", device=where.device)
