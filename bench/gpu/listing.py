@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-BUDGET = 480.0
+BUDGET, REHEARSAL = 480.0, 1200.0
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def in_rows(noise: NoiseBackend, dtype: torch.dtype, distribution: str, width: i
 
 def bandwidth(where: Where, noise: NoiseBackend) -> None:
     """An update in place and a probe into scratch, over one large tensor: both read and write each weight once."""
-    elements = where.pick(1 << 30, 1 << 14)
+    elements = where.pick(1 << 30, 1 << 12)
     for dtype, distribution in itertools.product(DTYPES, DISTRIBUTIONS):
         source = torch.zeros(elements, dtype=dtype, device=where.device)
         out = torch.empty_like(source)

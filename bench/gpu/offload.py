@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import Any
 
@@ -24,6 +25,7 @@ def measure(where: Where) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         bits(where, where.pick("125m", "tiny"), dtype)
     large = free_gib() > 2 * 26 * 1e9 / GIB
+    gc.collect()
     size(where, where.pick("13b" if large else "1.3b", "thin"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -15,27 +16,27 @@ from bench.gpu.where import Where
 from bench.kills import Job
 from bench.processes import children, kill_all
 from bench.rank_kills import command, start
-from justforward.optim.log import FILE_NAME, read
 
 STEPS = 100
+SHARDED = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1", "-m"]
 
 
 def measure(where: Where) -> None:
-    """All three jobs at once: what they take is mostly the import of the libraries."""
+    """All at once: what the jobs take is mostly the import of their libraries."""
     with tempfile.TemporaryDirectory() as temporary:
         folder, began = Path(temporary), time.perf_counter()
-        words = {
-            "alone": command(1, STEPS, folder / "alone", 0),
-            "killed": command(1, STEPS, folder / "killed", 1),
-            "fsdp": [*command(1, STEPS, folder / "fsdp", 0), "--fsdp"],
-        }
-        jobs = {name: start([*on(where, w), "--no_auto_device"], folder / f"{name}.txt") for name, w in words.items()}
+        alone, killed = (
+            start([*on(where, command(1, STEPS, folder / name, restarts)), "--no_auto_device"], folder / f"{name}.txt")
+            for name, restarts in (("alone", 0), ("killed", 1))
+        )
+        sharded = subprocess.Popen([*SHARDED, "bench.gpu.sharded", where.device])
         try:
-            kill(jobs["killed"], Job(folder / "killed", []))
-            for name in ("killed", "alone", "fsdp"):
-                ended(where, folder, name, jobs[name].wait(), began)
+            kill(killed, Job(folder / "killed", []))
+            codes = {"alone": alone.wait(), "killed": killed.wait()}
+            restarted(where, folder, codes, time.perf_counter() - began)
+            assert sharded.wait() == 0, "bench.gpu.sharded failed: see above"
         finally:
-            for job in jobs.values():
+            for job in (alone, killed, sharded):
                 kill_all(job.pid)
 
 
@@ -47,28 +48,17 @@ def kill(launcher: subprocess.Popen, job: Job) -> None:
         os.kill(rank, signal.SIGKILL)
 
 
-def ended(where: Where, folder: Path, name: str, code: int, began: float) -> None:
-    """The figure of a job; that of the undisturbed one is told with each of the others."""
-    said = (folder / f"{name}.txt").read_text()
-    assert code == 0, f"{name}: {said[-3000:]}"
-    if name == "killed":
-        assert "going on from" in said, f"the job did not go on after its kill: {said[-3000:]}"
-    elif name == "alone":
-        a, b = weights(folder / "alone"), weights(folder / "killed")
-        equal = {
-            "log": (folder / "alone" / FILE_NAME).read_bytes() == (folder / "killed" / FILE_NAME).read_bytes(),
-            "weights": a.keys() == b.keys() and all(a[n].equal(b[n]) for n in a),
-        }
-        figure = f"a rank killed and restarted by torchrun, {STEPS} steps"
-        report(figure, equal=equal, goal="equal", seconds=round(time.perf_counter() - began, 1), device=where.device)
-    else:
-        a, b = weights(folder / "alone"), weights(folder / "fsdp")
-        difference = max((a[n].float() - b[n].float()).abs().max().item() for n in a)
-        report(
-            f"FSDP2, one rank, against the whole model, {STEPS} steps",
-            ratio={"largest difference of a weight": difference},
-            goal="<= 1e-05",
-            steps=len(read(folder / "fsdp" / FILE_NAME).steps),
-            seconds=round(time.perf_counter() - began, 1),
-            device=where.device,
-        )
+def restarted(where: Where, folder: Path, codes: dict[str, int], seconds: float) -> None:
+    """The killed job has gone on, and is the one that was left alone."""
+    said = {name: (folder / f"{name}.txt").read_text() for name in codes}
+    for name, code in codes.items():
+        assert code == 0, f"{name}: {said[name][-3000:]}"
+    assert "going on from" in said["killed"], f"not restarted: {said['killed'][-3000:]}"
+    jobs = [Job(folder / name, []) for name in codes]
+    a, b = (weights(job.folder) for job in jobs)
+    equal = {
+        "log": jobs[0].log.read_bytes() == jobs[1].log.read_bytes(),
+        "weights": a.keys() == b.keys() and all(a[n].equal(b[n]) for n in a),
+    }
+    figure = f"a rank killed and restarted by torchrun, {STEPS} steps"
+    report(figure, equal=equal, goal="equal", seconds=round(seconds, 1), device=where.device)

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from bench.common import RESULTS, report
-from bench.gpu.listing import BUDGET, PARTS, limits
+from bench.gpu.listing import BUDGET, PARTS, REHEARSAL, limits
 from bench.processes import kill_all
 
 ROOT = Path(__file__).parents[2]
@@ -103,8 +103,8 @@ class Child:
             print(line, end="", flush=True)
             if line.startswith('{"figure"'):
                 outcome.figures.append(json.loads(line))
-            elif line.strip():
-                said[0] = line.strip()
+            elif line.strip() and ("rror" in line or "rror" not in said[0]):
+                said[0] = line.strip()  # the last that tells of an error, or the last
 
     def end(self) -> None:
         """Nothing of it is left: neither below it, nor of its group, in which orphans stay."""
@@ -158,18 +158,21 @@ def main(words: Sequence[str] = ()) -> int:
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, with tiny shapes")
     parser.add_argument("--parts", nargs="+", choices=[part.name for part in PARTS], default=[], metavar="PART",
                         help="; ".join(f"{part.name}: {part.what}" for part in PARTS))  # fmt: skip
-    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds, for all parts together")
+    parser.add_argument("--budget", type=float, help=f"seconds, for all parts together: {BUDGET:.0f}, and for a "
+                        f"rehearsal, whose cores may be few and busy, {REHEARSAL:.0f}")  # fmt: skip
     given = parser.parse_args(list(words))
     if not given.rehearse and not torch.cuda.is_available():
         print("bench.gpu is left out: there is no CUDA device (--rehearse runs it on the CPU)", file=sys.stderr)
         return 0
     elsewhere = tempfile.mkdtemp(prefix="rehearsal-") if given.rehearse else str(ROOT / "bench" / "results")
     folder = os.environ.setdefault(RESULTS, elsewhere)
-    shares = dict(limits(given.parts, given.budget))
+    budget = given.budget or (REHEARSAL if given.rehearse else BUDGET)
+    shares = dict(limits(given.parts, budget))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that nothing is left running
     outcomes = carry_out(list(shares), shares, "cpu" if given.rehearse else "cuda")
     print(f"\n{'part':<11}{'seconds':>8}{'of limit':>10}{'figures':>9}  {'goals met':<10}ended")
     for outcome in outcomes:
         print(outcome.row())
         print(*(f"    missed: {figure}" for figure in outcome.unmet), sep="\n", end="\n" if outcome.unmet else "")
-    print(f"{'all':<11}{sum(o.seconds for o in outcomes):>8.1f}   of {given.budget:.0f} s; every figure is in {folder}")
+    print(f"{'all':<11}{sum(o.seconds for o in outcomes):>8.1f}   of {budget:.0f} s; every figure is in {folder}")
     return int(any(outcome.cause for outcome in outcomes))

@@ -65,6 +65,7 @@ def full(where: Where, shape: str) -> None:
                 device=where.device,
                 goal=">= 4",
             )
+        del made
 
 
 def adapters(where: Where, shape: str) -> None:
