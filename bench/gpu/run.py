@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def jobs(where: Where, folder: Path) -> dict[str, Job]:
     # fmt: on
     half = {r: [*on(where, words), "--load_bfloat16", "--zo_rounding", r] for r in ROUNDINGS}
     same = {name: on(where, words) for name in ("whole", "again", "killed")}
-    return {name: Job(folder / name, said) for name, said in (same | half | {"cpu": words}).items()}
+    return {name: Job(folder / name, said) for name, said in (same | {"cpu": words} | half).items()}
 
 
 def command(job: Job) -> list[str]:
@@ -99,32 +99,36 @@ def killed(job: Job) -> int:
     return job.steps()
 
 
+def resumed(job: Job) -> int:
+    """Run a job, kill it, and give it again."""
+    at = killed(job)
+    carried_out(command(job), job.output)
+    return at
+
+
 def measure(where: Where) -> None:
     """Everything that can run at the same time does: most of a job is the import of its libraries."""
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(os.cpu_count()) as pool:
         folder = Path(temporary)
         save(where, folder / "model")
-        all_jobs = jobs(where, folder)
-        cut = pool.submit(killed, all_jobs["killed"])
-        ran = {n: pool.submit(carried_out, command(j), j.output) for n, j in all_jobs.items() if n != "killed"}
+        known = jobs(where, folder)
+        cut = pool.submit(resumed, known.pop("killed"))
+        ran = {name: pool.submit(carried_out, command(job), job.output) for name, job in known.items()}
+        seconds = {name: round(ran[name].result(), 1) for name in ("whole", "again")}
+        same_log(where, known["whole"], known["again"], "given twice", seconds=seconds)
         at = cut.result()
-        ran["killed"] = pool.submit(carried_out, command(all_jobs["killed"]), all_jobs["killed"].output)
-        seconds = {name: round(one.result(), 1) for name, one in ran.items()}
-        same_log(where, all_jobs, at, seconds)
-        of_the_cpu(where, all_jobs["whole"], all_jobs["cpu"])
-        replays(where, {name: job for name, job in all_jobs.items() if name in ("whole", *ROUNDINGS)})
+        killed_one = Job(folder / "killed", [])
+        same_log(where, known["whole"], killed_one, f"killed after {at} of {STEPS} steps, and given again")
+        ran["cpu"].result()
+        of_the_cpu(where, known["whole"], known["cpu"])
+        for name in ("whole", *ROUNDINGS):
+            ran[name].result()
+            replayed(where, name, known[name])
 
 
-def same_log(where: Where, all_jobs: Mapping[str, Job], at: int, seconds: dict[str, float]) -> None:
-    """Logs to the byte, weights to the bit, predictions; given twice, and killed and given again."""
-    for name, what in (("again", "given twice"), ("killed", f"killed after {at} of {STEPS} steps, and given again")):
-        report(
-            f"run: {what}",
-            equal=equal(all_jobs["whole"], all_jobs[name]),
-            goal="equal",
-            seconds=seconds,
-            device=where.device,
-        )
+def same_log(where: Where, one: Job, other: Job, what: str, **facts: object) -> None:
+    """Logs to the byte, weights to the bit, predictions."""
+    report(f"run: {what}", equal=equal(one, other), goal="equal", device=where.device, **facts)
 
 
 def losses(job: Job) -> dict[str, list[float]]:
@@ -150,10 +154,10 @@ def of_the_cpu(where: Where, one: Job, other: Job) -> None:
     )
 
 
-def replays(where: Where, trained: Mapping[str, Job]) -> None:
-    """The weights that each run saved, rebuilt from its log, on the CPU and on the device."""
-    for name, job in trained.items():
-        places = dict.fromkeys(["cpu", where.device])
-        same = {place: is_saved(replay(job.log, device=place), job.folder) for place in places}
-        what = "float32" if name == "whole" else f"bfloat16, {name} rounding"
-        report(f"run: replayed, {what}", equal=same, goal="equal", device=where.device)
+def replayed(where: Where, name: str, job: Job) -> None:
+    """The weights that a run saved, rebuilt from its log, on the CPU and on the device."""
+    same = {
+        place: is_saved(replay(job.log, device=place), job.folder) for place in dict.fromkeys(["cpu", where.device])
+    }
+    what = "float32" if name == "whole" else f"bfloat16, {name} rounding"
+    report(f"run: replayed, {what}", equal=same, goal="equal", device=where.device)
