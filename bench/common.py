@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import datetime
 import json
+import operator
 import os
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,6 +23,8 @@ RESULTS = "JUSTFORWARD_BENCH_RESULTS"
 """Environment variable: a folder to which every figure is appended."""
 
 PACKAGES = ("justforward", "torch", "transformers", "numpy", "numba")
+
+COMPARISONS = {">=": operator.ge, "<=": operator.le}
 
 
 def compare(
@@ -69,7 +74,7 @@ def compare_rates(
     return report(
         figure,
         ratio=_ratios(seconds, 2),
-        goal=goal,
+        goal=None if goal is None else f">= {goal:g}",
         examples_per_second={name: round(1 / statistics.median(values), 3) for name, values in seconds.items()},
         examples={name: round(examples, 2) for name, (examples, _) in contenders.items()},
         runs=runs,
@@ -79,15 +84,19 @@ def compare_rates(
 
 
 def report(figure: str, *, device: str = "cpu", **values: object) -> dict[str, object]:
-    """Print one figure, with what it was measured on, as a line of JSON; return it too."""
+    """Print one figure, with what it was measured on, as a line of JSON; return it too.
+
+    A goal in words, ">= 4", "<= 1.02" or "equal", is held against every `ratio`, or every `equal`: "met" in the line.
+    """
     line = {
         "figure": figure,
         **values,
+        **({"met": meets(goal, values)} if isinstance(goal := values.get("goal"), str) else {}),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor(),
         "load": round(os.getloadavg()[0], 1),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": {name: _version(name) for name in PACKAGES},
         "git": _git_hash(),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     }
@@ -96,6 +105,14 @@ def report(figure: str, *, device: str = "cpu", **values: object) -> dict[str, o
         with results_file(Path(folder), line).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
     return line
+
+
+def meets(goal: str, values: Mapping[str, Any]) -> bool:
+    """Whether a figure's numbers are what its goal says."""
+    if goal == "equal":
+        return all(values["equal"].values())
+    sign, number = goal.split()
+    return all(COMPARISONS[sign](ratio, float(number)) for ratio in values["ratio"].values())
 
 
 def results_file(folder: Path, line: Mapping[str, object]) -> Path:
@@ -132,11 +149,21 @@ def _processor() -> str:
     return f"{names[0] if names else platform.processor()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
+def _version(name: str) -> str:
+    """Of a package; "" where it is imported from a folder that nobody installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
 def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
 def _git_hash() -> str:
-    """Short hash of HEAD, with "+" where tracked files differ from it; "" outside a checkout."""
+    """Short hash of HEAD, with "+" where tracked files differ from it; "" outside a checkout, and without git."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    if shutil.which(command[0]) is None:
+        return ""
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

@@ -19,9 +19,10 @@ from typing import Any
 
 import tokenizers
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from bench.common import compare_rates
+from bench.workload import model_of
 from justforward.models.loading import OPT_BOS, LoadedModel, load
 from justforward.scoring import ScoringEngine
 from justforward.scoring.generation import GenerationSettings, Generator
@@ -29,8 +30,10 @@ from justforward.scoring.prompts import PromptEncoder, Row
 from justforward.tasks import get_task, names
 
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
-SHAPE = "OPT-125m shape"
-TOLERANCE = 1e-3
+SHAPE = "125m"
+MODEL = f"OPT-{SHAPE} shape"
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""Of mean log-probabilities, by the dtype of the weights."""
 NEW_TOKENS = 50
 
 
@@ -102,7 +105,8 @@ def one_by_one(model: Any, rows: Sequence[Row]) -> torch.Tensor:
     for row in rows:
         ids = torch.tensor([row.tokens], device=model.device)
         logprobs = torch.log_softmax(model(input_ids=ids).logits[0].float(), dim=-1)
-        picked = logprobs[torch.arange(row.start - 1, len(row.tokens) - 1), ids[0, row.start :]]
+        places = torch.arange(row.start - 1, len(row.tokens) - 1, device=model.device)
+        picked = logprobs[places, ids[0, row.start :]]
         scores.append(picked.mean())
     return torch.stack(scores)
 
@@ -112,7 +116,7 @@ def one_prompt_at_a_time(model: Any, generator: Generator, prompts: Sequence[tup
     """The reference: transformers' own greedy search on every prompt alone."""
     texts = []
     for prompt in prompts:
-        ids = torch.tensor([prompt])
+        ids = torch.tensor([prompt], device=model.device)
         output = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -133,9 +137,9 @@ def means(engine: ScoringEngine, rows: list[Row]) -> torch.Tensor:
 
 def agreement(engine: ScoringEngine, rows: list[Row], few: list[Row], theirs: torch.Tensor) -> float:
     """The largest difference of scores, after checking that it is rounding. All rows are scored, as when timed."""
-    scores = dict(zip(rows, means(engine, rows), strict=True))
-    difference = (torch.stack([scores[row] for row in few]) - theirs).abs().max().item()
-    assert difference < TOLERANCE, f"the contenders differ by {difference}"
+    scores = dict(zip(rows, means(engine, rows).cpu(), strict=True))
+    difference = (torch.stack([scores[row] for row in few]) - theirs.cpu()).abs().max().item()
+    assert difference < TOLERANCE[next(engine.model.parameters()).dtype], f"the contenders differ by {difference}"
     return difference
 
 
@@ -151,6 +155,7 @@ def scoring(model: Any, scored: Scored, rounds: int) -> None:
             "one by one": (scored.worth(few), lambda: one_by_one(model, few.rows)),
         },
         runs=rounds,
+        device=str(model.device),
         goal=scored.goal,
         reference_samples=len(few.samples),
         **scored.facts(),
@@ -173,16 +178,16 @@ def generation(loaded: LoadedModel, continued: Continued, new_tokens: int, round
             "one by one": (len(few), lambda: one_prompt_at_a_time(loaded.model, generator, few)),
         },
         runs=rounds,
+        device=str(loaded.model.device),
         goal=continued.goal,
         **continued.facts(loaded.tokenizer, list(texts.values())),
     )
 
 
-def random_opt() -> LoadedModel:
-    """An OPT-125m of random weights, with a tokenizer in which every id is a word of its own."""
-    torch.manual_seed(0)
-    config = OPTConfig()
-    model = AutoModelForCausalLM.from_config(config).eval()
+def random_opt(shape: str = SHAPE, dtype: torch.dtype = torch.float32, device: str = "cpu") -> LoadedModel:
+    """An OPT of random weights, with a tokenizer in which every id is a word of its own."""
+    model: Any = model_of(shape, dtype, device)
+    config = model.config
     return LoadedModel(model, word_tokenizer(config.vocab_size), OPT_BOS, config.max_position_embeddings)
 
 
@@ -211,25 +216,25 @@ def golden_rows(name: str, least_candidates: int = 2) -> list[list[Row]]:
     return [rows for rows in samples if len(rows) >= least_candidates]
 
 
-def scored_workloads() -> list[Scored]:
+def scored_workloads(model: str = MODEL) -> list[Scored]:
     """What is scored on the random model."""
     prompts = [random_tokens(61, seed) for seed in range(96)]
     two = [[Row((*prompt, option), 61) for option in (500, 600)] for prompt in prompts]
     shared = random_tokens(830, 1000)
     icl = [[Row(shared + row.tokens, 830 + row.start) for row in rows] for rows in two]
     return [
-        Scored(f"zero-shot, 2 one-token options x 62 tokens, {SHAPE}", two[:32], 16, 4),
-        Scored(f"ICL, 830 shared + 62 tokens x 2 one-token options, {SHAPE}", icl, 2, 25),
-        Scored(f"Copa (test data), {SHAPE}", golden_rows("Copa"), 30, 4),
-        Scored(f"ReCoRD (test data, 5 to 7 candidates), {SHAPE}", spread(golden_rows("ReCoRD", 5), 20), 2, 4),
+        Scored(f"zero-shot, 2 one-token options x 62 tokens, {model}", two[:32], 16, 4),
+        Scored(f"ICL, 830 shared + 62 tokens x 2 one-token options, {model}", icl, 2, 25),
+        Scored(f"Copa (test data), {model}", golden_rows("Copa"), 30, 4),
+        Scored(f"ReCoRD (test data, 5 to 7 candidates), {model}", spread(golden_rows("ReCoRD", 5), 20), 2, 4),
     ]
 
 
-def continued_workload() -> Continued:
+def continued_workload(model: str = MODEL) -> Continued:
     """What is continued on the random model, which never ends an answer: every contender writes all tokens."""
     lengths = [84 + 116 * ((7 * i + 6) % 48) // 47 for i in range(48)]
     prompts = [(OPT_BOS, *random_tokens(length - 1, 2000 + i)) for i, length in enumerate(lengths)]
-    return Continued(f"generation, SQuAD-like prompts, never stops early, {SHAPE}", prompts, 4, 5)
+    return Continued(f"generation, SQuAD-like prompts, never stops early, {model}", prompts, 4, 5)
 
 
 def synthetic(rounds: int, only: str) -> None:

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 from bench.common import report
 from bench.kills import JOB
+from bench.processes import children
 from justforward.optim.log import FILE_NAME, read
 
 RECORD = 4
@@ -48,12 +49,6 @@ def start(words: Sequence[str], log: Path) -> subprocess.Popen:
         return subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, env=environment)
 
 
-def workers(launcher: int) -> list[int]:
-    """Process numbers of the ranks that run now."""
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(launcher)], capture_output=True, text=True, check=False)
-    return [int(word) for word in found.stdout.split()]
-
-
 def disturb(job: subprocess.Popen, log: Path, kills: int, steps: int, chance: random.Random) -> list[int]:
     """Kill a random rank so many times, each time after a random number of further steps; the steps it was at."""
     at: list[int] = []
@@ -65,7 +60,7 @@ def disturb(job: subprocess.Popen, log: Path, kills: int, steps: int, chance: ra
         more = chance.randint(1, max(2, steps // kills // 2))
         while job.poll() is None and (not size() or size() < before + RECORD * more):
             time.sleep(0.005)
-        ranks = workers(job.pid)
+        ranks = children(job.pid)
         if job.poll() is not None or not ranks:
             raise SystemExit(f"the job ended (code {job.poll()}) after {i} kills: give more --steps")
         os.kill(chance.choice(ranks), signal.SIGKILL)

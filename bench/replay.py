@@ -85,7 +85,7 @@ def timed_replay(log: Path, to: int | None) -> tuple[float, float, LoadedModel]:
 def is_saved(loaded: LoadedModel, folder: Path) -> bool:
     """Whether the model is, to the bit, the one that the training saved."""
     state = loaded.model.state_dict()
-    return all(torch.equal(value, state[name]) for name, value in load_file(folder / "model.safetensors").items())
+    return all(torch.equal(value, state[name].cpu()) for name, value in load_file(folder / "model.safetensors").items())
 
 
 def tokens_per_sample(loaded: LoadedModel) -> float:

@@ -26,6 +26,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "125m": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "ffn_dim": 3072},
     "350m": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "ffn_dim": 4096},
     "1.3b": {"hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 32, "ffn_dim": 8192},
+    "13b": {"hidden_size": 5120, "num_hidden_layers": 40, "num_attention_heads": 40, "ffn_dim": 20480},
+    "thin": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 128},
 }
 """OPT's; the vocabulary is 50,272 where nothing else is said."""
 
@@ -36,11 +38,12 @@ OPTIONS = (500, 501)
 
 
 def model_of(shape: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> torch.nn.Module:
-    """An OPT with random weights."""
+    """An OPT with random weights, made where it is to be: 13 billion of them take minutes on a CPU."""
     torch.manual_seed(0)
     sizes = SHAPES[shape]
     config = OPTConfig(**sizes, word_embed_proj_dim=sizes["hidden_size"])
-    return AutoModelForCausalLM.from_config(config).eval().to(device=device, dtype=dtype)
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
 def adapted(model: torch.nn.Module, method: str) -> torch.nn.Module:
@@ -130,15 +133,19 @@ def step_on(
     compiled: bool = False,
     zo_method: str = "mezo",
     samples: int | None = None,
+    tokens: int = TOKENS,
+    device: str | None = None,
 ) -> Step:
     """A step of that model to measure; it has been run once, so kernels are compiled and probes verified.
 
-    samples: directions, where it is not the method's own number.
+    samples: directions, where it is not the method's own number; tokens: of a prompt; device: where the model
+    computes, if not where its weights are.
     """
     vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-    prompts = prompts_of(examples, vocabulary)
+    prompts = prompts_of(examples, vocabulary, tokens)
     rows = [Example(tuple(Row((*p, option), len(p)) for option in OPTIONS), 0) for p in prompts]
-    engine, objective = ScoringEngine(model), Classification()
+    engine = ScoringEngine(model, device=None if device is None else torch.device(device))
+    objective = Classification()
     if compiled:
         engine.caller = torch.compile(model)  # type: ignore[assignment]
     batch = objective.batch(engine, rows)

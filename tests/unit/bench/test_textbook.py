@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.families import tiny
 
-from bench import gpu, textbook
+from bench import textbook
 from bench.workload import step_of
 from justforward.scoring import ScoringEngine
 from justforward.scoring.prompts import Row
@@ -49,9 +49,3 @@ def test_the_measured_step_trains(method):
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     made.two_forwards()
     made.textbook()
-
-
-def test_the_gpu_figures_run_on_a_cpu_too(capsys):
-    """So that the one call on a lent GPU does not end in a misspelt name."""
-    gpu.main("tiny", "cpu")
-    assert capsys.readouterr().out.count('"figure"') >= 10
