@@ -32,7 +32,7 @@ PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "numpy", 
 FOR = {
     "demo": "make demo",
     "quant": "8- and 4-bit weights (--load_int8, --load_4bit)",
-    "bench": "the peer in the benchmarks",
+    "lm_eval": "tasks of lm_eval (--task_name lm_eval:NAME), and the peer in the benchmarks",
     "plots": "the plots of justforward report",
     "sweep": "justforward sweep",
     "docs": "make docs",

@@ -124,7 +124,7 @@ def test_help(words, capsys):
 
 def test_version(capsys, monkeypatch):
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out.startswith("justforward 0.")
+    assert capsys.readouterr().out.startswith("justforward 1.")
     monkeypatch.setattr(importlib.metadata, "version", _not_installed)
     assert main(["--version"]) == 0
     assert "not installed" in capsys.readouterr().out

@@ -189,7 +189,7 @@ def test_its_commands_are_accepted(task, dtype, capsys):
         demonstrations = 0 if job["name"] == "zero-shot" else 5
         assert parsed.job.num_train == demonstrations or parsed.job.is_training
         backward = parsed.job.trainer == "regular"
-        assert parsed.job.dtype == ("float32" if backward else dtype)
+        assert parsed.job.dtype == ("4bit" if "4 bits" in job["name"] else "float32" if backward else dtype)
         if parsed.job.trainer != "none":
             at_a_time = parsed.training_kwargs["per_device_train_batch_size"]
             accumulated = parsed.training_kwargs.get("gradient_accumulation_steps", 1)
