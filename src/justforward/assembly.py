@@ -41,7 +41,7 @@ from justforward.scoring.prompts import PromptEncoder, Row
 from justforward.tasks import Splits, Task, as_conversations, find_task
 from justforward.tasks.sampling import TrainSet, train_sets
 from justforward.training.guided_trainer import GuidedTrainer
-from justforward.training.judges import CACHE
+from justforward.training.judges import REWARDS_FILE
 from justforward.training.objective_trainer import ObjectiveMeZOTrainer, ObjectiveTrainer
 from justforward.training.objectives import OBJECTIVES, Example, Objective
 from justforward.training.rewards import Reward, RewardObjective, find_reward
@@ -205,7 +205,7 @@ class Assembly:
 
     def _reward(self) -> Reward:
         job, output = self.job, self.arguments.output_dir
-        cache = Path(output) / CACHE if output else None
+        cache = Path(output) / REWARDS_FILE if output else None
         judging = {"cache": cache, "timeout": job.reward_timeout, "retries": job.reward_retries}
         return find_reward(job.reward, self.task, **judging)
 

@@ -36,7 +36,7 @@ def trainable(params: Iterable[Any]) -> list[Any]:
     return found
 
 
-def check_numbers(*, lr: float, eps: float, weight_decay: float, rounding: str) -> None:
+def check_numbers(*, lr: float, eps: float, weight_decay: float, rounding: str, clip: float | None = None) -> None:
     """Raise ValueError for what a step cannot be made with."""
     if not lr >= 0:
         raise ValueError(f"lr must be at least 0, got {lr}")
@@ -44,6 +44,8 @@ def check_numbers(*, lr: float, eps: float, weight_decay: float, rounding: str) 
         raise ValueError(f"eps must be above 0, got {eps}")
     if not weight_decay >= 0:
         raise ValueError(f"weight_decay must be at least 0, got {weight_decay}")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip must be above 0, got {clip}")
     if rounding not in ROUNDINGS:
         raise ValueError(f"unknown rounding '{rounding}'; known: {', '.join(ROUNDINGS)}")
 

@@ -100,7 +100,7 @@ class MeZO(torch.optim.Optimizer):
         direction_groups: int = 1,
         check_every: int = 0,
     ):
-        check_numbers(lr=lr, eps=eps, weight_decay=weight_decay, rounding=rounding)
+        check_numbers(lr=lr, eps=eps, weight_decay=weight_decay, rounding=rounding, clip=clip)
         check_probes(samples, sides, shaping, split=split, direction_groups=direction_groups)
         super().__init__(trainable(params), {"lr": lr, "eps": eps, "weight_decay": weight_decay})
         for group in self.param_groups:

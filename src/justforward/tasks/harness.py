@@ -10,7 +10,7 @@ from justforward.tasks.loading import Row
 
 T = TypeVar("T")
 
-Judge = Callable[[Sequence[Row], Sequence[Any]], dict[str, float]]
+JudgeAnswers = Callable[[Sequence[Row], Sequence[Any]], dict[str, float]]
 """(rows, answers) -> metrics by name; an answer is the candidates' summed log-probabilities, or the generated text."""
 
 
@@ -30,7 +30,7 @@ class Harness:
     """What stands before that which is scored of a candidate, or generated."""
     continuation: Callable[[Row, Any], str]
     """What is scored of a candidate, or learned of an answer."""
-    judge: Judge
+    judge: JudgeAnswers
     fingerprint: Callable[[], str]
     """A short name for all that a training takes from the task."""
     metrics: tuple[str, ...]

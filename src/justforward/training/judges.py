@@ -22,7 +22,7 @@ from justforward.tasks.base import Sample, Task
 
 logger = logging.getLogger(__name__)
 
-CACHE = "rewards.jsonl"
+REWARDS_FILE = "rewards.jsonl"
 """In the output folder: what was answered, one line for each text."""
 
 COMMAND, WEB = "command:", ("http://", "https://")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from justforward.optim.log import FILE_NAME, GUIDED_FILE_NAME
 from justforward.training.checkpoints import STATE, checkpoints
-from justforward.training.judges import CACHE
+from justforward.training.judges import REWARDS_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ RUN = (
     "justforward_*.json",
     "all_results.json",
     "train_results.json",
-    CACHE,
+    REWARDS_FILE,
 )
 CARDS = ("# A fine-tuned model as a trajectory log", "library_name: peft")
 """What tells a README.md that was written by a training."""

@@ -183,6 +183,7 @@ def test_frozen_parameters_and_empty_groups_are_left_out():
     ("arguments", "message"),
     [
         ({"eps": 0.0}, "eps must be above 0"),
+        ({"clip": 0.0}, "clip must be above 0"),
         ({"lr": -1.0}, "lr must be at least 0"),
         ({"lr": math.nan}, "lr must be at least 0"),
         ({"weight_decay": -0.1}, "weight_decay must be at least 0"),
