@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import itertools
+import multiprocessing
+import os
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -24,12 +28,13 @@ SCALE, DECAY = 1e-3, 0.01
 
 def measure(where: Where) -> None:
     """See the module."""
+    bits(where)
     noise = kernel(where)
-    bits(where, noise)
     bandwidth(where, noise)
     many(where, noise)
 
 
+@functools.cache
 def kernel(where: Where) -> NoiseBackend:
     """The backend of the device; in a rehearsal Triton's, which TRITON_INTERPRET runs, where it is installed."""
     if not where.rehearsal:
@@ -40,19 +45,31 @@ def kernel(where: Where) -> NoiseBackend:
     return importlib.import_module("justforward.noise.triton").TritonNoise("cpu")
 
 
-def bits(where: Where, noise: NoiseBackend) -> None:
-    """Everything that the kernel is compiled for, against the reference or what the tests hold to it."""
-    sizes = where.pick((1, 65, 257, 8193, 100_003), (1, 257, 8193))
-    cases = {
+def bits(where: Where) -> None:
+    """Everything that the kernel is compiled for, against the reference or what the tests hold to it.
+
+    In several processes: most of it is compilation.
+    """
+    sizes = where.pick((1, 65, 257, 8192, 100_003), (1, 257, 8192))
+    kinds = {
         drawn: (DISTRIBUTIONS, sizes, STARTS),
         added: (DTYPES, DISTRIBUTIONS, ROUNDINGS, sizes, STARTS),
         perturbed: (DTYPES, DISTRIBUTIONS, sizes, STARTS),
-        in_rows: (DTYPES, DISTRIBUTIONS, (1, 255, 770)),
+        in_rows: (DTYPES, DISTRIBUTIONS, (1, 255, 768, 770)),
     }
-    for same, kinds in cases.items():
-        found = [same(noise, *case) for case in itertools.product(*kinds)]
-        name, facts = same.__name__, {"cases": len(found), "kernel": type(noise).__name__}
-        report(f"noise bits: {name}", equal={name: all(found)}, goal="equal", device=where.device, **facts)
+    cases = {same: list(itertools.product(*kind)) for same, kind in kinds.items()}
+    todo = [(where, same, case) for same, kind in cases.items() for case in kind]
+    with multiprocessing.get_context("spawn").Pool(where.pick(min(12, os.cpu_count() or 1), 1)) as pool:
+        found = iter(pool.starmap(_found, todo, chunksize=len(cases)))
+    for same, kind in cases.items():
+        right = list(itertools.islice(found, len(kind)))
+        wrong = [str(case) for case, one in zip(kind, right, strict=True) if not one]
+        name, facts = same.__name__, {"cases": len(kind), "wrong": wrong[:5]}
+        report(f"noise bits: {name}", equal={name: all(right)}, goal="equal", device=where.device, **facts)
+
+
+def _found(where: Where, same: Callable[..., bool], case: tuple) -> bool:
+    return same(kernel(where), *case)
 
 
 def drawn(noise: NoiseBackend, distribution: str, size: int, start: int) -> bool:

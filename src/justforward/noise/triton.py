@@ -29,8 +29,9 @@ try:
 except ImportError as error:
     raise ValueError("noise on a GPU needs Triton: pip install triton") from error
 
-# Blocks of 64 counters to one program.
+# Blocks of 64 counters to one program; of signs, and the bits of their words.
 BLOCKS = 16
+SIGN_BLOCKS, SIGN_BITS = 16, 4
 
 MODES = {"nearest": 0, "stochastic": 1, "compensated": 2, "fill": 3}
 STOCHASTIC = tl.constexpr(MODES["stochastic"])
@@ -64,6 +65,12 @@ def _box_muller(radius_word, angle_word):
     c = ((COS[3] * y + COS[2]) * y + COS[1]) * y + COS[0]
     s = q * (((SIN[3] * y + SIN[2]) * y + SIN[1]) * y + SIN[0])
     return _flip(r * (c - s), angle_word), _flip(r * (c + s), angle_word << 1)
+
+
+@triton.jit
+def _sign(word):
+    """-1 where the top bit is set, else 1."""
+    return ((word & 0x80000000) | 0x3F800000).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -169,52 +176,90 @@ def _master(half, weight, residual, dtype: tl.constexpr):
     return bits.to(tl.float32, bitcast=True)
 
 
-@triton.jit(do_not_specialize=["size", "start", "key_low", "key_high"])
+@triton.jit
+def _philox(counter, domain, key_low, key_high):
+    """Four words for each 64-bit counter."""
+    zero = counter.to(tl.uint32) * 0
+    k0 = zero + key_low.to(tl.uint32, bitcast=True)
+    k1 = zero + key_high.to(tl.uint32, bitcast=True)
+    return tl.philox_impl(counter.to(tl.uint32), (counter >> 32).to(tl.uint32), zero + domain, zero, k0, k1, 10)
+
+
+@triton.jit(do_not_specialize=["block", "key_low", "key_high"])
 def _run(
-    dst, mirror, src, residuals, given, rows, size, start, key_low, key_high, keep, scale, MODE: tl.constexpr,
-    BINARY: tl.constexpr, ROWS: tl.constexpr, MIRROR: tl.constexpr, GIVEN: tl.constexpr, BLOCKS: tl.constexpr,
+    dst, mirror, src, residuals, given, rows, size, block, shift, key_low, key_high, keep, scale, MODE: tl.constexpr,
+    BINARY: tl.constexpr, ROWS: tl.constexpr, MIRROR: tl.constexpr, GIVEN: tl.constexpr, WIDE: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """Elements of BLOCKS blocks of 256; a Rademacher block of 8192 is 32 of them under the same words.
+    """Elements of BLOCKS blocks of 256, from the `shift`-th of block `block` on.
 
     With ROWS, `size` is the length of a row; the grid's first axis counts the elements of `rows`, its second the
-    blocks of each.
+    blocks of each. Triton is told what of `size`, `shift` and addresses 16 divides: it makes wide loads of that.
     """
-    begin = tl.zeros([1], tl.int64) + start
     if ROWS:
         u = tl.program_id(0).to(tl.int64)
-        begin += tl.load(rows + u) * size
-        src += tl.load(rows + u) * size
+        begin = tl.load(rows + u) * size
+        src += begin
         dst += u * size
         if MIRROR:
             mirror += u * size
+        block = begin // GAUSSIAN_BLOCK
+        shift = (begin % GAUSSIAN_BLOCK).to(tl.int32)
+    program = tl.program_id(1 if ROWS else 0)
+    if WIDE:
+        program = program.to(tl.int64)
     row = tl.arange(0, BLOCKS * LANES)
     lane = row % LANES
-    block = begin // GAUSSIAN_BLOCK + tl.program_id(1 if ROWS else 0).to(tl.int64) * BLOCKS + row // LANES
-    index = (block // 32 if BINARY else block) * LANES + lane
-    low, high = index.to(tl.uint32), (index >> 32).to(tl.uint32)
-    zero = low * 0
-    k0 = zero + key_low.to(tl.uint32, bitcast=True)
-    k1 = zero + key_high.to(tl.uint32, bitcast=True)
-    w0, w1, w2, w3 = tl.philox_impl(low, high, zero, zero, k0, k1, 10)
+    own = program * BLOCKS + row // LANES
+    at = own * GAUSSIAN_BLOCK + lane - shift
+    own = own.to(tl.int64) + block
+    w0, w1, w2, w3 = _philox((own // 32 if BINARY else own) * LANES + lane, 0, key_low, key_high)
     r0, r1, r2, r3 = w0 ^ w1, w1, w2 ^ w3, w3
-    if (BINARY or GIVEN) and MODE == STOCHASTIC:
-        index = block * LANES + lane
-        low, high = index.to(tl.uint32), (index >> 32).to(tl.uint32)
-        r0, r1, r2, r3 = tl.philox_impl(low, high, zero + ROUNDING_DOMAIN, zero, k0, k1, 10)
+    if GIVEN and MODE == STOCHASTIC:
+        r0, r1, r2, r3 = _philox(own * LANES + lane, ROUNDING_DOMAIN, key_low, key_high)
     if BINARY:
-        bit = (block % 32).to(tl.uint32)
-        z0 = 1.0 - 2.0 * ((w0 >> bit) & 1).to(tl.float32)
-        z1 = 1.0 - 2.0 * ((w1 >> bit) & 1).to(tl.float32)
-        z2 = 1.0 - 2.0 * ((w2 >> bit) & 1).to(tl.float32)
-        z3 = 1.0 - 2.0 * ((w3 >> bit) & 1).to(tl.float32)
+        left = 31 - (own % 32).to(tl.uint32)
+        z0, z1, z2, z3 = _sign(w0 << left), _sign(w1 << left), _sign(w2 << left), _sign(w3 << left)
     else:
         z0, z1 = _box_muller(w0, w1)
         z2, z3 = _box_muller(w2, w3)
-    at = block * GAUSSIAN_BLOCK + lane - begin
     _write(dst, mirror, src, residuals, given, at, size, z0, r0, keep, scale, MODE, MIRROR, GIVEN)
     _write(dst, mirror, src, residuals, given, at + LANES, size, z1, r1, keep, scale, MODE, MIRROR, GIVEN)
     _write(dst, mirror, src, residuals, given, at + 2 * LANES, size, z2, r2, keep, scale, MODE, MIRROR, GIVEN)
     _write(dst, mirror, src, residuals, given, at + 3 * LANES, size, z3, r3, keep, scale, MODE, MIRROR, GIVEN)
+
+
+@triton.jit(do_not_specialize=["block", "key_low", "key_high"])
+def _signs(
+    dst, mirror, src, residuals, size, block, shift, key_low, key_high, keep, scale, MODE: tl.constexpr,
+    MIRROR: tl.constexpr, WIDE: tl.constexpr, BLOCKS: tl.constexpr, BITS: tl.constexpr,
+):  # fmt: skip
+    """Of BLOCKS Rademacher blocks of 8192, those elements whose signs are BITS neighbouring bits of the words.
+
+    The words of a block's 64 counters are drawn once for all these bits.
+    """
+    program = tl.program_id(0)
+    if WIDE:
+        program = program.to(tl.int64)
+    first = program % (32 // BITS) * BITS
+    row = tl.arange(0, BLOCKS * LANES)
+    lane = row % LANES
+    own = program // (32 // BITS) * BLOCKS + row // LANES
+    begin = own * (32 * GAUSSIAN_BLOCK) + lane - shift
+    own = own.to(tl.int64) + block
+    w0, w1, w2, w3 = _philox(own * LANES + lane, 0, key_low, key_high)
+    r0, r1, r2, r3 = w0, w1, w2, w3
+    for i in tl.static_range(BITS):
+        bit = first + i
+        at = begin + bit * GAUSSIAN_BLOCK
+        if MODE == STOCHASTIC:
+            r0, r1, r2, r3 = _philox((own * 32 + bit) * LANES + lane, ROUNDING_DOMAIN, key_low, key_high)
+        left = (31 - bit).to(tl.uint32)
+        z0, z1, z2, z3 = _sign(w0 << left), _sign(w1 << left), _sign(w2 << left), _sign(w3 << left)
+        _write(dst, mirror, src, residuals, None, at, size, z0, r0, keep, scale, MODE, MIRROR, False)
+        _write(dst, mirror, src, residuals, None, at + LANES, size, z1, r1, keep, scale, MODE, MIRROR, False)
+        _write(dst, mirror, src, residuals, None, at + 2 * LANES, size, z2, r2, keep, scale, MODE, MIRROR, False)
+        _write(dst, mirror, src, residuals, None, at + 3 * LANES, size, z3, r3, keep, scale, MODE, MIRROR, False)
 
 
 class TritonNoise:
@@ -347,15 +392,22 @@ def _launch(
 ) -> None:
     if dst.numel() == 0:
         return
-    block = reference.GAUSSIAN_BLOCK
-    size = dst.numel() if rows is None else dst.shape[1]
-    # A row may begin anywhere in a block: room for the worst case.
-    blocks = (start + size - 1) // block - start // block + 1 if rows is None else (size - 2) // block + 2
-    programs = triton.cdiv(blocks, BLOCKS)
     low, high = np.array([key], dtype="<u8").view("<i4").tolist()
+    size = dst.numel() if rows is None else dst.shape[1]
+    block, per = reference.GAUSSIAN_BLOCK, BLOCKS
+    if signs := binary and rows is None:
+        block, per = 32 * block, SIGN_BLOCKS
+    # A row may begin anywhere in a block: room for the worst case.
+    blocks = (start % block + size - 1) // block + 1 if rows is None else (size - 2) // block + 2
+    programs, wide = triton.cdiv(blocks, per), (blocks + per) * block >= 2**31
+    where = [size, start // block, start % block, low, high, float(np.float32(keep)), float(np.float32(scale))]
+    sources = [dst, None if mirror is None else mirror.detach(), src, residual]
+    options = {"MODE": MODES[mode], "MIRROR": mirror is not None, "WIDE": wide, "enable_fp_fusion": False}
     with torch.cuda.device(dst.device) if dst.is_cuda else torch.no_grad():
-        _run[(programs,) if rows is None else (rows.numel(), programs)](  # pyright: ignore[reportIndexIssue]
-            dst, None if mirror is None else mirror.detach(), src, residual, given, rows, size, start, low, high,
-            float(np.float32(keep)), float(np.float32(scale)), MODE=MODES[mode], BINARY=binary, ROWS=rows is not None,
-            MIRROR=mirror is not None, GIVEN=given is not None, BLOCKS=BLOCKS, enable_fp_fusion=False,
-        )  # fmt: skip
+        if signs:
+            grid = (programs * (32 // SIGN_BITS),)
+            _signs[grid](*sources, *where, BLOCKS=per, BITS=SIGN_BITS, **options)  # pyright: ignore[reportIndexIssue]
+        else:
+            grid = (programs,) if rows is None else (rows.numel(), programs)
+            facts = {"BINARY": binary, "ROWS": rows is not None, "GIVEN": given is not None, "BLOCKS": per}
+            _run[grid](*sources, given, rows, *where, **facts, **options)  # pyright: ignore[reportIndexIssue]
