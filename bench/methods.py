@@ -358,8 +358,11 @@ def options() -> argparse.ArgumentParser:
 
 def parts(words: Sequence[str]) -> list[list[str]]:
     """The same measurements as commands of one task and one method each."""
-    given = options().parse_args(words)
-    return [[*words, "--tasks", task, "--methods", name] for task in given.tasks for name in given.methods]
+    given, divided = options().parse_args(words), argparse.ArgumentParser(allow_abbrev=False)
+    for name in ("--tasks", "--methods"):
+        divided.add_argument(name, nargs="+")
+    _, others = divided.parse_known_args(words)
+    return [["--tasks", task, "--methods", name, *others] for task in given.tasks for name in given.methods]
 
 
 def main(words: Sequence[str] | None = None) -> None:
