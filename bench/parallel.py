@@ -15,6 +15,7 @@ import argparse
 import importlib
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -132,10 +133,12 @@ def main(words: Sequence[str] = ()) -> int:
     parser = argparse.ArgumentParser(description="Many measurements side by side: options -- MODULE ... -- MODULE ...")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1) - 2), help="processes at a time")
     parser.add_argument("--limit", type=float, help="seconds for everything")
-    given = parser.parse_args(own)
+    given, began = parser.parse_args(own), time.monotonic()
     todo = [part for module in modules for part in split(module)]
     commands = [[sys.executable, "-m", f"bench.{name}", *others] for name, *others in todo]
-    return int(run(list(zip(todo, commands, strict=True)), given.jobs, given.limit) > 0)
+    left = None if given.limit is None else given.limit - (time.monotonic() - began)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that nothing is left running
+    return int(run(list(zip(todo, commands, strict=True)), given.jobs, left) > 0)
 
 
 if __name__ == "__main__":
