@@ -1,6 +1,6 @@
 """What a user would take, on the demo's task, by the command line: accuracy, passes, seconds, memory.
 
-Run: python -m bench.contenders [NAME ...] [--seeds 0 1 2]
+Run: python -m bench.contenders [NAME ...] [--seeds 0 1 2] [--jobs 3]
      python -m bench.contenders guided-200 mezo backpropagation --race
 Needs what `make demo` prepares. Names are those of CONTENDERS or the beginning of some, such as "guided".
 
@@ -8,7 +8,8 @@ Every line is the mean of its seeds (the train set's and the training's), on the
 contender has learning rates to choose from, each is tried once, with 100 sentences for development and another seed,
 and the best by accuracy there is taken. Seconds are of training alone; what frozen blocks give is computed once for all
 runs that train the same blocks. Every run is a process of its own; memory is its peak, evaluation and libraries
-included.
+included. With --jobs as many runs of a contender go on at a time, and what is told of seconds and memory is of runs
+that shared a machine.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from bench.common import report
 from bench.methods import _half
@@ -99,29 +103,39 @@ def result(contender: Contender, seed: int, rate: str | None, *more: str) -> dic
         place = ["--task_name", "SST2", "--model_name", str(CACHE / "model"), "--data_dir", str(CACHE / "data")]
         place += ["--output_dir", folder, "--result_file", str(path), "--disable_tqdm"]
         command = [sys.executable, "-m", "justforward", *place, *contender.command(seed, rate), *more]
-        subprocess.run(command, check=True, capture_output=True)
+        ran = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        if ran.returncode:
+            raise SystemExit(f"{' '.join(command)}: exit code {ran.returncode}\n{ran.stdout[-2000:]}")
         return json.loads(path.read_text())
 
 
-def measure(name: str, seeds: Sequence[int]) -> None:
-    """A contender's line."""
+def measure(name: str, seeds: Sequence[int], jobs: int = 1) -> None:
+    """A contender's line; jobs: runs at a time."""
+    with ThreadPoolExecutor(jobs) as pool:
+        _measure(name, seeds, pool)
+
+
+def _measure(name: str, seeds: Sequence[int], pool: ThreadPoolExecutor) -> None:
     contender, rate = CONTENDERS[name], None
     if len(contender.rates) == 1:
         (rate,) = contender.rates
     elif contender.rates:
-        tried = {
-            rate: result(contender, TUNING_SEED, rate, "--num_dev", "100", "--num_eval", "2")["dev_accuracy"]
-            for rate in contender.rates
-        }
-        rate = max(tried, key=lambda one: tried[one])
-    found = [result(contender, seed, rate) for seed in seeds]
+        judged = ("--num_dev", "100", "--num_eval", "2")
+        tried = pool.map(lambda one: result(contender, TUNING_SEED, one, *judged)["dev_accuracy"], contender.rates)
+        rate = max(zip(contender.rates, tried, strict=True), key=lambda pair: pair[1])[0]
+    found = list(pool.map(lambda seed: result(contender, seed, rate), seeds))
     accuracies = [one["accuracy"] for one in found]
     told: dict[str, Any] = {}
     for key in ("forwards", "train_seconds", "kept_states_seconds", "peak_memory_mib", "seconds"):
         if key in found[0]:
             told[key] = round(statistics.median(one[key] for one in found), 1)
     report(f"contenders: {name}", accuracy=round(statistics.fmean(accuracies), 4), half=round(_half(accuracies), 4),
-           accuracies=[round(a, 4) for a in accuracies], learning_rate=rate, **told)  # fmt: skip
+           accuracies=[round(a, 4) for a in accuracies], learning_rate=rate, device=device(), **told)  # fmt: skip
+
+
+def device() -> str:
+    """Where a run computes: the command line takes a GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def race(name: str, target: float = 0.75) -> None:
@@ -141,20 +155,42 @@ def race(name: str, target: float = 0.75) -> None:
     if step is not None:
         facts |= {"steps": step, "passes": passes.get(step), "training": round(step * each, 1)}
     facts["all"] = round(before + (step or max(right)) * each, 1)
-    report(f"race to {target}: {name}", reached=step is not None, **facts)
+    report(f"race to {target}: {name}", reached=step is not None, device=device(), **facts)
+
+
+def options() -> argparse.ArgumentParser:
+    """Of the command line."""
+    parser = argparse.ArgumentParser(description="What a user would take, beside each other.")
+    parser.add_argument("names", nargs="*", default=[""])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="runs of a contender at a time")
+    parser.add_argument("--race", action="store_true", help="seconds to 0.75 in place of accuracies")
+    return parser
+
+
+def named(words: Sequence[str]) -> list[str]:
+    """The contenders that are meant, those that are named in full first and in their order."""
+    whole = [word for word in words if word in CONTENDERS]
+    return whole + [
+        name
+        for name in CONTENDERS
+        if name not in whole and any(name.startswith(word) for word in words if word not in CONTENDERS)
+    ]
+
+
+def parts(words: Sequence[str]) -> list[list[str]]:
+    """The same measurements as commands of one contender each."""
+    given = options().parse_args(words)
+    same = ["--seeds", *map(str, given.seeds), "--jobs", str(given.jobs), *(["--race"] if given.race else [])]
+    return [[name, *same] for name in named(given.names)]
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description="What a user would take, beside each other.")
-    parser.add_argument("names", nargs="*", default=[""])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--race", action="store_true", help="seconds to 0.75 in place of accuracies")
-    given = parser.parse_args(words if words is not None else [])
+    given = options().parse_args(words if words is not None else [])
     prepare()
-    for name in CONTENDERS:
-        if name in given.names or any(name.startswith(one) for one in given.names if one not in CONTENDERS):
-            race(name) if given.race else measure(name, given.seeds)
+    for name in named(given.names):
+        race(name) if given.race else measure(name, given.seeds, given.jobs)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from bench.common import report
-from bench.methods import Setting, optimizer, settings
+from bench.methods import Setting, Target, optimizer, settings
 from bench.workload import shares_of
 from justforward.optim.methods import METHODS
 
@@ -179,7 +179,7 @@ def main(words: Sequence[str] | None = None) -> None:
         "--draws", type=int, default=600, help="of MeZO; fewer of the others; 0: the expected gains only"
     )
     given = parser.parse_args(words if words is not None else [])
-    for _, setting in settings(["sentences"], None, None):
+    for _, setting in settings(["sentences"], Target()):
         g = gradients(setting)
         numbers: dict[str, Any] = {"gradient_square": g.square, "example_variance": g.variance, "along": g.along}
         expected = {size: g.expected(size) for size in given.sizes}

@@ -16,7 +16,19 @@ import torch
 
 from bench.common import compare, report
 from bench.memory import allocator_peak
-from bench.methods import CACHE, GUIDED, Setting, _by_gradients, _by_guide, _by_method, settings
+from bench.methods import (
+    CACHE,
+    GUIDED,
+    SENTENCES,
+    TEXTS,
+    Setting,
+    Target,
+    _by_gradients,
+    _by_guide,
+    _by_method,
+    settings,
+)
+from justforward.compat import checkpoint_activations
 from justforward.models.residual import find_stream
 from justforward.scoring.guide import Guide
 from justforward.training.guided_trainer import watched
@@ -73,7 +85,7 @@ def steps(setting: Setting) -> None:
     for checkpointed in (False, True):
         back, _, done = _by_gradients(setting, "", 1e-9, 0)
         if not checkpointed:
-            setting.model.activation_checkpointing_disable()  # type: ignore[operator]
+            checkpoint_activations(setting.model, False)
         back(examples)
         name = "backpropagation, checkpointed" if checkpointed else "backpropagation"
         compare("guided: step", {"one forward": evaluate, name: lambda back=back: back(examples)}, runs=9)
@@ -90,9 +102,9 @@ def steps(setting: Setting) -> None:
 
 def main() -> None:
     """See the module."""
-    for task, setting in settings(["sentences", "language model"], str(CACHE / "model"), None):
+    for task, setting in settings([SENTENCES, TEXTS], Target(str(CACHE / "model"))):
         cosines(task, setting)
-    for _, setting in settings(["sentences"], str(CACHE / "model"), BLOCKS):
+    for _, setting in settings([SENTENCES], Target(str(CACHE / "model"), BLOCKS)):
         steps(setting)
 
 

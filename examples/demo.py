@@ -25,11 +25,13 @@ HELD_OUT = 300
 
 
 def package_folder(name: str) -> Path:
-    """Where an installed package lies, without importing it."""
+    """Where an installed package lies, without importing it; of one that is not, a copy of the folder in the cache."""
     spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit(f"the package {name} is not installed: run `make demo`")
-    return Path(spec.submodule_search_locations[0])
+    if spec is not None and spec.submodule_search_locations:
+        return Path(spec.submodule_search_locations[0])
+    if (CACHE / name).is_dir():
+        return CACHE / name
+    raise SystemExit(f"the package {name} is not installed: run `make demo`")
 
 
 def prepare_model(folder: Path) -> None:
@@ -80,10 +82,14 @@ def prepare() -> None:
 
 
 def precision() -> list[str]:
-    """bfloat16 where the processor multiplies it: half the time."""
+    """bfloat16 where what computes, a GPU if there is one, multiplies it: half the time."""
+    import torch
+
     from justforward.compat import multiplies_bfloat16
 
-    return ["--load_bfloat16"] if multiplies_bfloat16() else []
+    on_gpu = torch.cuda.is_available()
+    multiplies = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else multiplies_bfloat16()
+    return ["--load_bfloat16"] if multiplies else []
 
 
 def course(name: str) -> list[tuple[float, float, float]]:

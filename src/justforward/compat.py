@@ -124,6 +124,12 @@ def _words_of_fsdp(given: Any, config: Any) -> dict[str, Any]:
     return {"fsdp": words, "fsdp_config": config if isinstance(config, str) else {"version": 2, **(config or {})}}
 
 
+def checkpoint_activations(model: Any, on: bool) -> None:
+    """Have a model compute activations anew in the backward pass, or no longer; transformers 5.23 named it so."""
+    what = "activation" if TRANSFORMERS >= (5, 23) else "gradient"
+    getattr(model, f"{what}_checkpointing_{'enable' if on else 'disable'}")()
+
+
 def multiplies_bfloat16() -> bool:
     """Whether the processor has instructions for products of bfloat16; torch 2.11 names all that it found."""
     import torch

@@ -6,13 +6,13 @@ import pytest
 import torch
 import transformers as hf
 
+from justforward.compat import checkpoint_activations
 from justforward.models.blocks import chosen, find_blocks
 from justforward.optim import MeZO
 from justforward.scoring import ScoringEngine
 from justforward.scoring.kept import UpperBlocks, keep
 from justforward.scoring.prompts import Row
 from tests.support.families import CONFIGS, HARD_CONFIGS, PLAIN_CONFIGS, VOCABULARY
-from tests.support.older import activation_checkpointing
 
 FAMILIES = {**CONFIGS, **PLAIN_CONFIGS, **HARD_CONFIGS}
 
@@ -156,7 +156,7 @@ def test_gradients_of_the_blocks_above_are_those_of_a_whole_pass(gradient_checkp
     find_blocks(model).modules[1].requires_grad_(True)
     kept = keep(UpperBlocks(model, 1), rows, tmp_path)
     if gradient_checkpointing:
-        activation_checkpointing(model)
+        checkpoint_activations(model, True)
         model.train()
     found = []
     for states in (None, kept):

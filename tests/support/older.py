@@ -34,11 +34,3 @@ def align_special_tokens(model: Any, tokenizer: Any) -> None:
 
         trainer: Any = SimpleNamespace(model=model, processing_class=tokenizer)
         Trainer._align_special_tokens(trainer)  # type: ignore[attr-defined]
-
-
-def activation_checkpointing(model: Any) -> None:
-    """Turn it on; transformers 5.23 named it so."""
-    if TRANSFORMERS >= (5, 23):
-        model.activation_checkpointing_enable()
-    else:
-        model.gradient_checkpointing_enable()
