@@ -70,12 +70,17 @@ def _numbers(name: str, version: str) -> tuple[int, ...]:
     return Version(version).release[: 2 if name == "python" else None]
 
 
+def installed_version(package: str) -> str | None:
+    """Of a package; None where it is not installed, as this one is not where a checkout's run.py is run."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def _release(package: str) -> tuple[int, ...]:
     """Its version's numbers; () where it is not installed, which whoever imports it will say better."""
-    try:
-        return Version(importlib.metadata.version(package)).release
-    except importlib.metadata.PackageNotFoundError:
-        return ()
+    return Version(found).release if (found := installed_version(package)) else ()
 
 
 TRANSFORMERS = _release("transformers")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from justforward import machine
 from justforward.command_line.parser import Parser
-from justforward.compat import standing
+from justforward.compat import installed_version, standing
 from justforward.machine import GIB
 
 if TYPE_CHECKING:
@@ -109,11 +109,11 @@ def as_text(found: list[Finding]) -> list[str]:
 def _packages() -> Iterator[Finding]:
     """Versions, and whether they are what this package asks for."""
     section = "packages"
-    yield Finding(section, "python", f"{platform.python_version()} ({platform.system()} {platform.machine()})")
-    asked = {} if _version("packaging") is None else {r.name: r for r in requirements()}
-    versions = {"python": platform.python_version()}
+    yield Finding(section, "python", f"{platform.pythoninstalled_version()} ({platform.system()} {platform.machine()})")
+    asked = {} if installed_version("packaging") is None else {r.name: r for r in requirements()}
+    versions = {"python": platform.pythoninstalled_version()}
     for name in ("justforward", *PACKAGES):
-        version = _version(name)
+        version = installed_version(name)
         versions |= {} if version is None else {name: version}
         wanted = asked.get(name)
         if version is None:
@@ -251,7 +251,7 @@ def _extras() -> Iterator[Finding]:
     """Optional packages: what is missing for what."""
     for extra, purpose in FOR.items():
         names = [r.name for r in requirements(extra)]
-        missing = [name for name in names if _version(name) is None]
+        missing = [name for name in names if installed_version(name) is None]
         if missing:
             mend = f"pip install 'justforward[{extra}]', for {purpose}"
             yield Finding("extras", extra, f"without {', '.join(missing)}", "missing", mend)
@@ -286,10 +286,3 @@ def requirements(extra: str | None = None) -> list[Requirement]:
     if extra is None:
         return [r for r in listed if r.marker is None or r.marker.evaluate({"extra": ""})]
     return [r for r in listed if r.marker is not None and r.marker.evaluate({"extra": extra})]
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
+from justforward.optim.directions.base import CHUNK, piece
 from justforward.optim.probes.choose import SMALL
 from justforward.optim.probes.just_in_time import VERIFIED
-from justforward.optim.probes.modules import CHUNK
 from justforward.planning.shape import ModelShape
 from justforward.scoring.engine import PAIR_TOKENS, TOKEN_BUDGET
 from justforward.scoring.generation import KEPT_TOKENS
@@ -200,8 +200,9 @@ def mezo(shape: ModelShape, load: Load, method: str = "full") -> Memory:
     signs = passed.rows // load.cut(load.rows).rows
     width = load.width if method == "full" else 4
     trained = adapter(shape, method) * width
-    piece = max(shape.piece, min(shape.head, CHUNK) if normalise else 0)
-    scratch = signs * (piece + shape.few) * width + min(VERIFIED, trained)
+    linear = max(shape.linear, shape.head if normalise else 0)
+    largest = max(shape.other, min(linear, piece(load.device, adapter(shape, method))))
+    scratch = signs * (largest + shape.few) * width + min(VERIFIED, trained)
     if trained <= SMALL:
         scratch = trained if signs == 1 else min(scratch, 2 * trained)
     memory = replace(memory, scratch=scratch, training=shape.state if method == "full" else trained)

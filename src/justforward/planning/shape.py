@@ -19,7 +19,7 @@ from justforward.models.towers import inside, unseen_towers
 from justforward.models.tuning import lora_targets
 from justforward.optim.build import build
 from justforward.optim.methods import Method, get_method
-from justforward.optim.probes.modules import CHUNK, FEW
+from justforward.optim.probes.modules import FEW
 from justforward.optim.update import state_bytes
 
 
@@ -36,8 +36,8 @@ class ModelShape:
     smooth: the activation function needs its input for the backward pass (ReLU does not); unfused_norms: norms are
     written as separate operations (RMSNorm); dropout: training draws masks.
     embeddings: tables that are looked up for each token (2 with learned positions).
-    module: weights of the largest module of the blocks; piece: most of them perturbed at a time; few: those of all
-    small tensors, perturbed together.
+    module: weights of the largest module of the blocks; linear, other: those of its largest layer, of a kind that is
+    perturbed in pieces, and of the largest of another kind; few: those of all small tensors, perturbed together.
     lora_widths: sum over the projections that LoRA goes on of inputs plus outputs; None where it fits none.
     positions: the longest row, None for no limit.
     """
@@ -59,7 +59,8 @@ class ModelShape:
     dropout: bool
     embeddings: int
     module: int
-    piece: int
+    linear: int
+    other: int
     few: int
     lora_widths: int | None
     positions: int | None
@@ -134,7 +135,8 @@ def shape_of(model: PreTrainedModel) -> ModelShape:
         or (getattr(config, "dropout", None) or 0) > 0,
         embeddings=sum(isinstance(module, nn.Embedding) for module in model.modules()),
         module=max(own for _, own in modules),
-        piece=max(min(own, CHUNK) if linear else own for linear, own in modules),
+        linear=max((own for linear, own in modules if linear), default=0),
+        other=max((own for linear, own in modules if not linear), default=0),
         few=sum(p.numel() for p in model.parameters() if p.numel() <= FEW),
         lora_widths=_lora_widths(model),
         positions=positions_of(config),

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
+from justforward.compat import installed_version
 from justforward.noise import ROUNDING_VERSION
 from justforward.optim import MeZO
 from justforward.optim.distribution.shards import pieces
@@ -51,7 +51,7 @@ def describe_run(
     """
     return {
         "format": 1,
-        "version": importlib.metadata.version("justforward"),
+        "version": installed_version("justforward") or "not installed",
         "base": base,
         "schedule": dict(schedule),
         **mezo.describe(),
@@ -67,7 +67,7 @@ def describe_steps(
     return {
         "format": 1,
         "kind": "guided",
-        "version": importlib.metadata.version("justforward"),
+        "version": installed_version("justforward") or "not installed",
         "base": base,
         "schedule": dict(schedule),
         "samples": guided.record_size,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from justforward.optim.directions.base import CHUNK, NotDivisible, Perturbation, add_low_rank
+from justforward.optim.directions.base import NotDivisible, Perturbation, add_low_rank, piece
 from justforward.optim.probes import members
 from justforward.optim.scored_head import ScoredLinear, float32_linear
 
@@ -41,13 +41,14 @@ class JustInTime:
     def __init__(self, model: nn.Module, parameters: Sequence[tuple[str, Tensor]]):
         self.scratch = Scratch()
         self.few = {name: p for name, p in parameters if p.numel() <= FEW}
+        trained = sum(p.numel() for _, p in parameters)
         names = {id(p): name for name, p in parameters}
         self.modules: list[Installed] = []
         spreads: dict[type, bool] = {}
         for module in model.modules():
             own = {a: names[id(p)] for a, p in module.named_parameters(recurse=False) if id(p) in names}
             if own:
-                self.modules.append(Installed(module, own, self.scratch, spreads))
+                self.modules.append(Installed(module, own, self.scratch, spreads, trained))
 
     @contextmanager
     def perturbed(self, by: Perturbation) -> Iterator[None]:
@@ -151,8 +152,10 @@ class Installed:
 
     by: Perturbation
 
-    def __init__(self, module: nn.Module, own: dict[str, str], scratch: Scratch, spreads: dict[type, bool]):
-        self.module, self.own, self.scratch, self.spreads = module, own, scratch, spreads
+    def __init__(
+        self, module: nn.Module, own: dict[str, str], scratch: Scratch, spreads: dict[type, bool], trained: int
+    ):
+        self.module, self.own, self.scratch, self.spreads, self.trained = module, own, scratch, spreads, trained
         self.used: dict[str, str] = {}
         self.original: Callable[..., Any] | None = None
         self.hooked = "forward" in vars(module)
@@ -204,7 +207,7 @@ class Installed:
         halves, weight = self._halves(x), module.weight.detach()
         rows, width = weight.shape
         dtype = torch.float32 if scored else torch.promote_types(x.dtype, weight.dtype)
-        step = max(1, CHUNK // len(halves) // width)
+        step = max(1, piece(x.device.type, self.trained) // len(halves) // width)
         if rows <= step and len(halves) == 1:
             (pair,) = self._moved({"weight": weight, "bias": module.bias})
             return (float32_linear if scored else nn.functional.linear)(x, pair["weight"], pair["bias"])
@@ -212,10 +215,10 @@ class Installed:
         out = torch.empty((*x.shape[:-1], rows), dtype=dtype, device=x.device)
         for first in range(0, rows, step):
             pieces = self._moved({"weight": weight[first : first + step]}, first=first)
-            for half, piece, bias, to in zip(halves, pieces, biases, out.chunk(len(halves)), strict=True):
+            for half, moved, bias, to in zip(halves, pieces, biases, out.chunk(len(halves)), strict=True):
                 b = None if bias["bias"] is None else bias["bias"][first : first + step]
                 product = float32_linear if scored else nn.functional.linear
-                to[..., first : first + step] = product(half, piece["weight"], b)
+                to[..., first : first + step] = product(half, moved["weight"], b)
         return out
 
     def _low_rank(self, x: Tensor, module: nn.Linear, a: Tensor, b: Tensor) -> Tensor:
@@ -300,8 +303,8 @@ class Installed:
             if a not in tensors or tensors[a] is None:
                 continue
             if name in self.by.moved[0]:
-                for sign, values in enumerate(result):
-                    values[a] = self.by.moved[sign][name]
+                for sign, values in enumerate(result):  # an offloaded module's other weights are elsewhere
+                    values[a] = self.by.moved[sign][name].to(tensors[a].device)
             else:
                 fresh[name] = tensors[a]
         if fresh:
