@@ -10,6 +10,7 @@ from support.families import CONFIGS, PLAIN_CONFIGS, tiny
 
 from justforward.compat import TORCH
 from justforward.optim import CounterNoise, MeZO
+from justforward.optim.directions import base
 from justforward.optim.probes import modules
 from justforward.optim.probes.just_in_time import JustInTimeProbe
 from justforward.optim.probes.moving import CopyProbe, InPlaceProbe
@@ -74,7 +75,7 @@ def test_large_weights_are_perturbed_in_pieces(distribution, monkeypatch):
     model = tiny("llama")
     whole = optimizer(model, "just_in_time", distribution).estimate(lambda: loss(model))
     monkeypatch.setattr(modules, "FEW", 0)
-    monkeypatch.setattr(modules, "CHUNK", 100)  # three rows of 32 at a time
+    monkeypatch.setattr(base, "CHUNK", 100)  # three rows of 32 at a time
     pieces = optimizer(model, "just_in_time", distribution)
     assert pieces.estimate(lambda: loss(model)).losses[0] == pytest.approx(whole.losses[0], abs=1e-5)
     assert isinstance(pieces.probe, JustInTimeProbe)
@@ -218,6 +219,19 @@ def test_pairs_measure_what_two_forwards_do(family, dtype, objective):
     together, pairs = measured(family, dtype, *OBJECTIVES[objective])
     assert pairs
     assert together == pytest.approx(alone, abs=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("family", ["opt", "llama"])
+def test_pairs_in_one_product_as_on_a_gpu(family, monkeypatch):
+    alone, _ = measured(family, torch.float32, *OBJECTIVES["options of several tokens"], paired=False)
+    products = []
+    monkeypatch.setattr(modules, "AT_ONCE", {"cpu"})
+    monkeypatch.setattr(torch, "bmm", lambda *given, to=torch.bmm: products.append(1) or to(*given))
+    monkeypatch.setattr(torch, "baddbmm", lambda *given, to=torch.baddbmm: products.append(1) or to(*given))
+    together, pairs = measured(family, torch.float32, *OBJECTIVES["options of several tokens"])
+    assert pairs
+    assert products or modules.FEW
+    assert together == pytest.approx(alone, abs=TOLERANCE[torch.float32])
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")

@@ -25,6 +25,12 @@ from justforward.optim.scored_head import ScoredLinear, float32_linear
 
 logger = logging.getLogger(__name__)
 
+AT_ONCE = {"cuda"}
+"""Types of device on which a pair's two products are one: a launch less, and no copies into halves."""
+
+BOTH = 6
+"""The use of the scratch for both of a pair's weights; 0 to 5 are those of one sign each."""
+
 FEW = 1 << 16
 """Weights of at most so many elements (norms, biases) are perturbed all at once, before the forward begins: a launch of
 their own would cost more than their noise."""
@@ -208,6 +214,9 @@ class Installed:
         rows, width = weight.shape
         dtype = torch.float32 if scored else torch.promote_types(x.dtype, weight.dtype)
         step = max(1, piece(x.device.type, self.trained) // len(halves) // width)
+        own = self.used["weight"] not in self.by.moved[0]
+        if own and rows <= step and len(halves) == 2 and x.device.type in AT_ONCE and x.dtype == weight.dtype == dtype:
+            return self._both(x, module)
         if rows <= step and len(halves) == 1:
             (pair,) = self._moved({"weight": weight, "bias": module.bias})
             return (float32_linear if scored else nn.functional.linear)(x, pair["weight"], pair["bias"])
@@ -220,6 +229,22 @@ class Installed:
                 product = float32_linear if scored else nn.functional.linear
                 to[..., first : first + step] = product(half, moved["weight"], b)
         return out
+
+    def _both(self, x: Tensor, module: nn.Linear) -> Tensor:
+        """[2 B, ..., in] -> [2 B, ..., out]: both halves of a paired batch in one product of both perturbed weights."""
+        name, by, (rows, width) = self.used["weight"], self.by, module.weight.shape
+        moved = self.scratch.take(x.device, x.dtype, 2 * rows * width, BOTH).view(2, rows, width)
+        wholes = [(name, by.wholes[name])]
+        by.directions.perturb_many(
+            [moved[0]], [module.weight.detach()], wholes, by.place, [by.scales[name]], mirrors=[moved[1]]
+        )
+        given = x.reshape(2, -1, width)
+        if module.bias is None:
+            out = torch.bmm(given, moved.mT)
+        else:
+            biases = torch.stack([b["bias"] for b in self._moved({"bias": module.bias}, use=4)])
+            out = torch.baddbmm(biases[:, None], given, moved.mT)
+        return out.view(*x.shape[:-1], rows)
 
     def _low_rank(self, x: Tensor, module: nn.Linear, a: Tensor, b: Tensor) -> Tensor:
         """[..., in] -> [..., out]: x W^T + s (x B) A^T + b', W as it is and both signs from one product of it.
