@@ -30,7 +30,7 @@ from justforward.optim.scored_head import ScoredLinear, install
 from justforward.scoring.guide import Guide
 from justforward.scoring.kept import KeptStates
 from justforward.scoring.plan import Forward, Plan, make_plan, plan_alone
-from justforward.scoring.positions import Kept
+from justforward.scoring.positions import Kept, sent
 from justforward.scoring.prompts import Row
 from justforward.scoring.proof import Kind, Proofs
 
@@ -56,7 +56,8 @@ class Scores:
 
     def sums(self) -> Tensor:
         """[R] float32: log p(span | what is before it), the sum over the span's tokens."""
-        row = torch.repeat_interleave(torch.arange(len(self.lengths), device=self.lengths.device), self.lengths)
+        numbers, count = torch.arange(len(self.lengths), device=self.lengths.device), len(self.token_logprobs)
+        row = torch.repeat_interleave(numbers, self.lengths, output_size=count)  # a GPU would be asked for it
         total = torch.zeros(len(self.lengths), dtype=torch.float32, device=self.token_logprobs.device)
         return total.index_add(0, row, self.token_logprobs)
 
@@ -209,10 +210,10 @@ class ScoringEngine:
             order.append(torch.from_numpy(forward.output))
             if progress is not None:
                 progress(len(forward.output))
-        lengths = torch.from_numpy(plan.lengths).to(self.device)
+        lengths = sent(torch.from_numpy(plan.lengths), self.device)
         if not values:
             return (Scores(torch.zeros(0, device=self.device), lengths),) * copies
-        ordered = torch.cat(values, dim=1)[:, torch.argsort(torch.cat(order)).to(self.device)]
+        ordered = torch.cat(values, dim=1)[:, sent(torch.argsort(torch.cat(order)), self.device)]
         return tuple(Scores(part, lengths) for part in ordered)
 
     def _try_forward(self, forward: Forward, *arguments: Any) -> Tensor | None:
@@ -243,9 +244,9 @@ class ScoringEngine:
             return value if copies == 1 else value.repeat(copies, *[1] * (value.dim() - 1))
 
         def tensor(array: np.ndarray) -> Tensor:
-            return on_host(array).to(self.device)
+            return sent(on_host(array), self.device)
 
-        keep, target = Kept.of(on_host(forward.keep), self.device), torch.from_numpy(forward.target).to(self.device)
+        keep, target = Kept.of(on_host(forward.keep), self.device), sent(torch.from_numpy(forward.target), self.device)
         arguments: dict = {"input_ids": tensor(forward.input_ids), "use_cache": cache is not None}
         if self.keeps_logits:
             arguments["logits_to_keep"] = keep
@@ -263,12 +264,12 @@ class ScoringEngine:
             guide.begin(keep)
         if not (normalise or self.head is None or torch.is_grad_enabled()):
             ids, places = np.unique(forward.target, return_inverse=True)
-            wanted, index = (torch.from_numpy(array).to(self.device) for array in (ids, places))
+            wanted, index = (sent(torch.from_numpy(array), self.device) for array in (ids, places))
         if self.owners is not None:
             owner = torch.from_numpy(forward.owner)
             if copies > 1:
                 owner = torch.arange(copies).repeat_interleave(len(owner))
-            owner = owner.to(self.device)
+            owner = sent(owner, self.device)
             self.owners.tell(owner, keep if self.keeps_logits else torch.ones_like(keep), keep.shape[1])
         states = self.kept.of(forward, self.device) if self.kept is not None and cache is None else None
         watching = nullcontext() if guide is None else inputs_seen(guide.watched, guide.see)
@@ -277,7 +278,7 @@ class ScoringEngine:
         if not self.keeps_logits:
             logits = logits[keep]
         logits = logits.float().view(copies, -1, logits.shape[-1])  # [copies, K, V]
-        source = torch.from_numpy(forward.source).to(self.device)
+        source = sent(torch.from_numpy(forward.source), self.device)
         picked = logits[:, source, index]
         if normalise:
             picked = picked - torch.logsumexp(logits, dim=-1)[:, source]

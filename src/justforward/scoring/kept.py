@@ -33,6 +33,7 @@ from justforward.models.blocks import find_blocks
 from justforward.models.fingerprint import fingerprint_of
 from justforward.results.files import writing
 from justforward.scoring.plan import Forward, Piece
+from justforward.scoring.positions import sent
 from justforward.scoring.prompts import Row
 
 logger = logging.getLogger(__name__)
@@ -191,7 +192,7 @@ class KeptStates:
             for place, pieces in enumerate(forward.pieces):
                 row = np.concatenate([self._row(piece) for piece in pieces])
                 states[place, : len(row)] = row
-            self._last = forward, torch.from_numpy(states).view(self._dtype).to(device)
+            self._last = forward, sent(torch.from_numpy(states).view(self._dtype), device)
         return self._last[1]
 
     def _row(self, piece: Piece) -> np.ndarray:

@@ -9,6 +9,13 @@ import torch
 from torch import Tensor
 
 
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor of the host on a device, without waiting for what a GPU still does: a plain copy would."""
+    if tensor.device.type != "cpu" or torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 class Kept(Tensor):
     """A bool mask [B, N] by which a tensor [B, N, ...] is indexed without asking the device how many are kept.
 
@@ -23,7 +30,7 @@ class Kept(Tensor):
     @classmethod
     def of(cls, mask: Tensor, device: torch.device | str = "cpu") -> Kept:
         """The positions of a mask that is on the host, for a device."""
-        return cls._made(mask.to(device), mask.flatten().nonzero().flatten().to(device))
+        return cls._made(sent(mask, device), sent(mask.flatten().nonzero().flatten(), device))
 
     @classmethod
     def _made(cls, mask: Tensor, index: Tensor) -> Kept:

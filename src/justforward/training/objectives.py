@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from justforward.optim.directions.base import Owners
 from justforward.registry import Registry
 from justforward.scoring import Plan, Scores, ScoringEngine
+from justforward.scoring.positions import sent
 from justforward.scoring.prompts import PromptEncoder, Row
 from justforward.tasks.base import Sample
 
@@ -131,7 +134,7 @@ class ScoredObjective(ABC):
     def measure_shares(self, engine: ScoringEngine, batch: Batch, count: int, owners: Owners) -> Tensor:
         """[count] float32: each direction's share of the loss, times their number; see `Shares.together`."""
         sums = self.sums(engine.run(batch.plan, normalise=batch.normalise, owners=owners), batch)
-        owner = torch.tensor(batch.owners, device=sums.device)
+        owner = sent(torch.tensor(batch.owners), sums.device)
         return sums.new_zeros(count).index_add(0, owner, sums) * (count / batch.weight)
 
 
@@ -166,17 +169,22 @@ class Classification(ScoredObjective):
 
     def evaluate(self, scores: Scores, batch: Batch) -> Measured:
         """See the class; an example is right when its label has the highest score."""
-        by_example = option_scores(scores, batch.examples)
-        losses = self.sums(scores, batch)
-        correct = torch.stack([s.argmax() == e.label for s, e in zip(by_example, batch.examples, strict=True)])
-        return Measured(losses.mean(), correct & losses.isfinite(), losses)
+        table, labels = self._table(scores, batch)
+        losses = _cross_entropy(table, labels)
+        return Measured(losses.mean(), (table.argmax(1) == labels) & losses.isfinite(), losses)
 
     def sums(self, scores: Scores, batch: Batch) -> Tensor:
         """See ScoredObjective: the examples' losses."""
-        by_example = option_scores(scores, batch.examples)
-        return torch.stack(
-            [torch.logsumexp(s, 0) - s[e.label] for s, e in zip(by_example, batch.examples, strict=True)]
-        )
+        return _cross_entropy(*self._table(scores, batch))
+
+    def _table(self, scores: Scores, batch: Batch) -> tuple[Tensor, Tensor]:
+        """[B, K] scores, -inf where an example has fewer candidates, and [B] labels."""
+        table = pad_sequence(option_scores(scores, batch.examples), batch_first=True, padding_value=-math.inf)
+        return table, sent(torch.tensor([e.label for e in batch.examples]), table.device)
+
+
+def _cross_entropy(table: Tensor, labels: Tensor) -> Tensor:
+    return torch.logsumexp(table, 1) - table.gather(1, labels[:, None])[:, 0]
 
 
 @OBJECTIVES.register("teacher_forcing")
