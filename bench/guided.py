@@ -15,7 +15,6 @@ from collections.abc import Callable
 import torch
 
 from bench.common import compare, report
-from bench.memory import allocator_peak
 from bench.methods import (
     CACHE,
     GUIDED,
@@ -28,6 +27,7 @@ from bench.methods import (
     _by_method,
     settings,
 )
+from bench.peak import allocator_peak
 from justforward.compat import checkpoint_activations
 from justforward.models.residual import find_stream
 from justforward.scoring.guide import Guide

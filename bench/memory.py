@@ -9,21 +9,20 @@ default it keeps blocks of up to 32 MB as it happens, which moves the resident f
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from bench.common import compare, report
+from bench.peak import MIB, allocator_peak, resident, tensors_held
 from bench.workload import Step, model_of, step_of
 from justforward.optim.methods import METHODS
 
@@ -36,27 +35,6 @@ FEWER = {"subzero+": 9}
 FREEING = {"MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "100000"}
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-MIB = 2**20
-
-
-def resident(field: str) -> float:
-    """VmRSS (now) or VmHWM (peak) of this process, MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
-
-
-def allocator_peak(run: Callable[[], object]) -> float:
-    """Most that torch's allocator held at once beyond what it holds before, MiB."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        run()
-    assert profiled.profiler is not None
-    assert profiled.profiler.kineto_results is not None
-    events: list[Any] = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak / MIB
 
 
 def forget_scratch(made: Step) -> None:
@@ -89,13 +67,6 @@ def loading(folder: str, dtype: str) -> dict[str, float]:
     loaded = load(folder, dtype=DTYPES[dtype])
     weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters()) / MIB
     return {"rss": resident("VmHWM") - before, "weights": weights}
-
-
-def tensors_held() -> float:
-    """What all tensors of this process take, MiB."""
-    gc.collect()
-    tensors = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
-    return sum({s.data_ptr(): s.nbytes() for s in (one.untyped_storage() for one in tensors)}.values()) / MIB
 
 
 def child_of(method: str) -> dict[str, float]:

@@ -24,7 +24,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, OPTConfig, PretrainedConfig
 
 from bench.common import report
-from bench.memory import MIB, resident
+from bench.peak import MIB, resident
 from bench.workload import OPTIONS, SHAPES, TOKENS, adapted, prompts_of, step_on
 from justforward.scoring import ScoringEngine
 from justforward.scoring.prompts import Row

@@ -12,30 +12,42 @@ BUDGET, REHEARSAL = 480.0, 1200.0
 class Part:
     """A part of the call: `measure` of the module of that name.
 
-    seconds: of BUDGET; rehearsed: variables of the environment of its rehearsal.
+    seconds: of BUDGET; timed: whether it measures times, and so runs alone. The others run all at once, behind these.
+    rehearsed: variables of the environment of its rehearsal.
     """
 
     name: str
     seconds: float
     what: str
+    timed: bool = True
     rehearsed: Mapping[str, str] = field(default_factory=dict)
 
 
+INTERPRETED = {"TRITON_INTERPRET": "1"}
+
 PARTS = (
-    Part("noise", 75, "the noise kernel: bits of the reference, and bytes per second against a device copy",
-         rehearsed={"TRITON_INTERPRET": "1"}),
-    Part("run", 85, "a run by the command line: the CPU's losses, the same log twice, kill, resume, replay, 16 bits"),
-    Part("step", 125, "a step against the textbook's and its own two forwards; its peak of memory over inference"),
-    Part("evaluation", 50, "prompt evaluation against one row at a time, and lm_eval where it is installed"),
-    Part("offload", 60, "weights in host memory: bits, memory and seconds"),
-    Part("ranks", 35, "one rank under torchrun: FSDP2, and a restart after a kill"),
-    Part("tests", 35, "pytest -m gpu"),
-    Part("profile", 15, "the kernels of one step"),
+    Part("step", 95, "a step against its own two forwards and the textbook's; its peak of memory over inference"),
+    Part("profile", 45, "the kernels of one step, what the host does meanwhile and where it waits"),
+    Part("bandwidth", 35, "bytes per second of the noise kernel against a device copy", rehearsed=INTERPRETED),
+    Part("offload", 85, "weights in host memory: bits, memory and seconds"),
+    Part("evaluation", 80, "prompt evaluation against one row at a time, and lm_eval where it is installed"),
+    Part("bits", 100, "the noise kernel: the bits of the reference", timed=False, rehearsed=INTERPRETED),
+    Part("run", 140, "a run by the command line: the CPU's losses, the same log twice, kill, resume, replay, 16 bits",
+         timed=False),
+    Part("ranks", 110, "one rank under torchrun: FSDP2, and a restart after a kill", timed=False),
+    Part("tests", 140, "pytest -m gpu", timed=False),
 )  # fmt: skip
 
 
-def limits(names: Sequence[str] = (), budget: float = BUDGET) -> Mapping[str, float]:
-    """Seconds for each of the parts named, or of all, in the order of PARTS; together the budget."""
+def stages(names: Sequence[str] = ()) -> list[list[Part]]:
+    """The parts named, or all: in the order of PARTS those that are timed, one by one, and then the others at once."""
     chosen = [part for part in PARTS if not names or part.name in names]
-    whole = sum(part.seconds for part in chosen)
-    return {part.name: budget * part.seconds / whole for part in chosen}
+    others = [part for part in chosen if not part.timed]
+    return [[part] for part in chosen if part.timed] + ([others] if others else [])
+
+
+def limits(names: Sequence[str] = (), budget: float = BUDGET) -> Mapping[str, float]:
+    """Seconds for each part of the stages; together, where of parts at once only the longest counts, the budget."""
+    chosen = stages(names)
+    whole = sum(max(part.seconds for part in stage) for stage in chosen)
+    return {part.name: budget * part.seconds / whole for stage in chosen for part in stage}

@@ -78,19 +78,24 @@ def command(job: Job) -> list[str]:
     return [sys.executable, "-m", "justforward", *job.arguments, *where]
 
 
+def environment() -> dict[str, str]:
+    """Of a job among eight: a share of the cores."""
+    return {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 8))}
+
+
 def carried_out(words: Sequence[str], output: Path) -> float:
     """Run a command to its good end; its seconds."""
     began = time.perf_counter()
     with output.open("w") as file:
-        code = subprocess.run(words, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
-    assert code == 0, f"{' '.join(words)}:\n{output.read_text()[-3000:]}"
+        run = subprocess.run(words, stdout=file, stderr=subprocess.STDOUT, check=False, env=environment())
+    assert run.returncode == 0, f"{' '.join(words)}:\n{output.read_text()[-3000:]}"
     return time.perf_counter() - began
 
 
 def killed(job: Job) -> int:
     """Run a job, kill it halfway; how many steps its log then has."""
     with job.output.open("w") as file:
-        process = subprocess.Popen(command(job), stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command(job), stdout=file, stderr=subprocess.STDOUT, env=environment())
         while process.poll() is None and job.steps() < STEPS // 3:
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)

@@ -1,8 +1,9 @@
-"""Runs the parts one after the other, each in a process of its own, and says what became of them."""
+"""Runs the parts, each in a process of its own, and says what became of them."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import signal
@@ -11,7 +12,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +21,7 @@ from pathlib import Path
 import torch
 
 from bench.common import RESULTS, report
-from bench.gpu.listing import BUDGET, PARTS, REHEARSAL, limits
+from bench.gpu.listing import BUDGET, PARTS, REHEARSAL, Part, limits, stages
 from bench.processes import kill_all
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +81,7 @@ class Child:
         reader = threading.Thread(target=self._read, args=(outcome, said))
         reader.start()
         try:
-            self._tell()
+            self._tell(limit)
             code = self.process.wait(timeout=limit)
             outcome.cause = "" if code == 0 else f"failed: {said[0] or f'exit code {code}'}"
         except subprocess.TimeoutExpired:
@@ -91,10 +93,10 @@ class Child:
         self.process.stdout.close()  # type: ignore[union-attr]
         return outcome
 
-    def _tell(self) -> None:
+    def _tell(self, limit: float) -> None:
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):  # it could not import what it needs, which its exit code says
-            os.write(self.process.stdin.fileno(), b"begin\n")
+            os.write(self.process.stdin.fileno(), b"%f\n" % limit)
         self.process.stdin.close()
 
     def _read(self, outcome: Outcome, said: list[str]) -> None:
@@ -114,29 +116,43 @@ class Child:
         self.process.wait()
 
 
-def carry_out(names: Sequence[str], shares: dict[str, float], device: str) -> list[Outcome]:
-    """All parts; a part has the time that those before it left as well, and the next one imports meanwhile."""
+def carry_out(names: Sequence[str], shares: Mapping[str, float], device: str) -> list[Outcome]:
+    """All parts; they have the time that those before them left as well, and the next ones import meanwhile."""
     begun, due, outcomes = time.perf_counter(), 0.0, []
-    following = [begin(name, device) for name in names[:1]]
+    todo = stages(names)
+    following = [begin(part, device) for part in todo[0]]
     try:
-        for i, name in enumerate(names):
-            child = following.pop()
-            following += [begin(after, device) for after in names[i + 1 : i + 2]]
-            due += shares[name]
-            outcome = child.carry_out(max(1.0, begun + due - time.perf_counter()), rehearsed=device == "cpu")
-            outcomes.append(outcome)
-            ended(outcome, device)
+        for i, stage in enumerate(todo):
+            running, following = following, [begin(part, device) for after in todo[i + 1 : i + 2] for part in after]
+            left = begun + due - time.perf_counter()
+            seconds = [max(1.0, left + shares[part.name]) for part in stage]
+            due += max(shares[part.name] for part in stage)
+            outcomes += at_once(running, seconds, device)
     finally:
         for child in following:
             child.end()
     return outcomes
 
 
-def begin(name: str, device: str) -> Child:
+def at_once(running: Sequence[Child], seconds: Sequence[float], device: str) -> list[Outcome]:
+    """All of these parts, each with a limit of its own; each is reported as it ends."""
+    with ThreadPoolExecutor(len(running)) as pool:
+        carry = functools.partial(Child.carry_out, rehearsed=device == "cpu")
+        outcomes = {pool.submit(carry, child, limit): child for child, limit in zip(running, seconds, strict=True)}
+        try:
+            for outcome in as_completed(outcomes):
+                ended(outcome.result(), device)
+        finally:
+            for outcome, child in outcomes.items():
+                if not outcome.done():
+                    child.end()
+    return [outcome.result() for outcome in outcomes]
+
+
+def begin(part: Part, device: str) -> Child:
     """A part's process."""
-    (part,) = (part for part in PARTS if part.name == name)
     environment = part.rehearsed if device == "cpu" else {}
-    return Child(name, [sys.executable, "-m", "bench.gpu.child", name, device], **environment)
+    return Child(part.name, [sys.executable, "-m", "bench.gpu.child", part.name, device], **environment)
 
 
 def ended(outcome: Outcome, device: str) -> None:
@@ -167,12 +183,13 @@ def main(words: Sequence[str] = ()) -> int:
     elsewhere = tempfile.mkdtemp(prefix="rehearsal-") if given.rehearse else str(ROOT / "bench" / "results")
     folder = os.environ.setdefault(RESULTS, elsewhere)
     budget = given.budget or (REHEARSAL if given.rehearse else BUDGET)
-    shares = dict(limits(given.parts, budget))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that nothing is left running
-    outcomes = carry_out(list(shares), shares, "cpu" if given.rehearse else "cuda")
+    began = time.perf_counter()
+    outcomes = carry_out(given.parts, limits(given.parts, budget), "cpu" if given.rehearse else "cuda")
+    seconds = time.perf_counter() - began
     print(f"\n{'part':<11}{'seconds':>8}{'of limit':>10}{'figures':>9}  {'goals met':<10}ended")
     for outcome in outcomes:
         print(outcome.row())
         print(*(f"    missed: {figure}" for figure in outcome.unmet), sep="\n", end="\n" if outcome.unmet else "")
-    print(f"{'all':<11}{sum(o.seconds for o in outcomes):>8.1f}   of {budget:.0f} s; every figure is in {folder}")
+    print(f"{'all':<11}{seconds:>8.1f}   of {budget:.0f} s; every figure is in {folder}")
     return int(any(outcome.cause for outcome in outcomes))

@@ -50,7 +50,9 @@ def against_whole(where: Where, dtype: torch.dtype, rounding: str) -> None:
     what = f"OPT-{shape}, {dtype}, {rounding} rounding"
     equal = {"losses": gradients[0] == gradients[1], "weights": all(torch.equal(a[n], b[n]) for n in a)}
     report(f"FSDP2, one rank, {dist.get_backend()}: {what}", equal=equal, goal="equal", device=where.device)
-    compare(f"FSDP2, one rank: shards / whole, {what}", steps, device=where.device, runs=where.pick(5, 1))
+    compare(
+        f"FSDP2, one rank, beside other jobs: shards / whole, {what}", steps, device=where.device, runs=where.pick(5, 1)
+    )
 
 
 def main(device: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,18 +30,24 @@ SPLIT = ("grzo", "eggroll")
 
 def measure(where: Where) -> None:
     """See the module; what matters most first."""
-    shapes = where.pick(["1.3b", "13b"], ["thin", "tiny"])
-    if where.gib() < LARGE_GIB and not where.rehearsal:
+    small, large = where.pick(("1.3b", "13b"), ("thin", "tiny"))
+    few, many = lengths(where)
+    roomy = where.rehearsal or where.gib() >= LARGE_GIB
+    if not roomy:
         print(f"the 13B shape is left out: {where.gib():.0f} GiB of memory", flush=True)
-        shapes = shapes[:1]
-    for shape in shapes:
-        full(where, shape)
-        _release(where)
-    adapters(where, shapes[0])
+    full(where, small, (few, many))
+    if roomy:
+        full(where, large, (few,))
+    adapters(where, small)
+    own_directions(where, small)
     _release(where)
-    own_directions(where, shapes[0])
+    guided(where, small)
     _release(where)
-    guided(where, shapes[0])
+    if roomy:
+        full(where, large, (many,))
+    against_textbook(where, small, (few, many))
+    if roomy:
+        against_textbook(where, large, (few,))  # four passes over the weights and all logits: once is enough
 
 
 def lengths(where: Where) -> tuple[int, int]:
@@ -48,24 +55,34 @@ def lengths(where: Where) -> tuple[int, int]:
     return where.pick((61, 399), (13, 29))
 
 
-def full(where: Where, shape: str) -> None:
-    """All parameters."""
+def full(where: Where, shape: str, tokens: Sequence[int]) -> None:
+    """All parameters; prompts of so many tokens."""
     model = model_of(shape, BF16, where.device)
-    for tokens in lengths(where):
-        made = step_on(model, examples=EXAMPLES, tokens=tokens)
-        what = f"OPT-{shape}, bf16, full, {EXAMPLES} x {tokens + 1} tokens"
+    for count in tokens:
+        made = step_on(model, examples=EXAMPLES, tokens=count)
+        what = f"OPT-{shape}, bf16, full, {EXAMPLES} x {count + 1} tokens"
         over_forwards(where, made, what)
         memory(where, made, what)
-        # Four passes over the weights and all logits: at 13B once is enough.
-        if tokens == lengths(where)[0] or shape != "13b":
-            compare(
-                f"step: textbook / ours, {what}",
-                {"ours": made.run, "textbook": made.textbook},
-                runs=where.pick(5, 1),
-                device=where.device,
-                goal=">= 4",
-            )
         del made
+    del model
+    _release(where)
+
+
+def against_textbook(where: Where, shape: str, tokens: Sequence[int]) -> None:
+    """The reference's step, of all parameters."""
+    model = model_of(shape, BF16, where.device)
+    for count in tokens:
+        made = step_on(model, examples=EXAMPLES, tokens=count)
+        compare(
+            f"step: textbook / ours, OPT-{shape}, bf16, full, {EXAMPLES} x {count + 1} tokens",
+            {"ours": made.run, "textbook": made.textbook},
+            runs=where.pick(5, 1),
+            device=where.device,
+            goal=">= 4",
+        )
+        del made
+    del model
+    _release(where)
 
 
 def adapters(where: Where, shape: str) -> None:

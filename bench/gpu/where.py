@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
 import os
-from collections.abc import Callable
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,18 +17,26 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
-from bench.memory import MIB, allocator_peak, tensors_held
+from bench.peak import MIB, allocator_peak, tensors_held
+from justforward.noise import NoiseBackend, backend
 
 T = TypeVar("T")
 
 GIB = 2**30
 
+OURS = ("/justforward/", "/transformers/")
+"""Packages whose lines are told of."""
+
 
 @dataclass(frozen=True)
 class Where:
-    """A GPU, "cuda", or in a rehearsal the "cpu"."""
+    """A GPU, "cuda", or in a rehearsal the "cpu".
+
+    seconds: that the part has.
+    """
 
     device: str
+    seconds: float = float("inf")
 
     @property
     def rehearsal(self) -> bool:
@@ -54,6 +68,36 @@ class Where:
         if not self.rehearsal:
             torch.cuda.empty_cache()
 
+    def synchronize(self) -> None:
+        """Wait until the device has done all it was given."""
+        if not self.rehearsal:
+            torch.cuda.synchronize(self.device)
+
+    def waits(self, run: Callable[[], object]) -> dict[str, int]:
+        """How often the host waited for the device, by the line of `OURS` that made it wait."""
+        places: Counter[str] = Counter()
+
+        def note(message: Any, *_: Any) -> None:
+            if "synchronizing" in str(message):
+                places[place_of(traceback.extract_stack()[:-1])] += 1
+
+        self.synchronize()
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = note
+            if not self.rehearsal:
+                torch.cuda.set_sync_debug_mode("warn")
+            try:
+                run()
+            finally:
+                if not self.rehearsal:
+                    torch.cuda.set_sync_debug_mode("default")
+        return dict(places.most_common())
+
+    def kernel(self) -> NoiseBackend:
+        """The noise of the device; in a rehearsal Triton's, which TRITON_INTERPRET runs, where it is installed."""
+        return _interpreted() if self.rehearsal else backend(self.device)
+
     def activities(self) -> list[ProfilerActivity]:
         """What a profile records."""
         return [ProfilerActivity.CPU, *([] if self.rehearsal else [ProfilerActivity.CUDA])]
@@ -65,3 +109,21 @@ class Where:
     def own_time(self, event: Any) -> float:
         """Microseconds of a profiled kernel, without those that it calls."""
         return event.self_cpu_time_total if self.rehearsal else event.self_device_time_total
+
+
+def place_of(stack: Sequence[traceback.FrameSummary]) -> str:
+    """The innermost line of `OURS` in a stack, from its package's name on; or the innermost of all."""
+    for frame in reversed(stack):
+        for package in OURS:
+            if package in frame.filename:
+                return f"{package[1:]}{frame.filename.rpartition(package)[2]}:{frame.lineno}"
+    others = [frame for frame in stack if not frame.filename.endswith("warnings.py")]
+    return f"{others[-1].filename}:{others[-1].lineno}" if others else "?"
+
+
+@functools.cache
+def _interpreted() -> NoiseBackend:
+    if importlib.util.find_spec("triton") is None:
+        print("Triton is not installed: the CPU's noise stands in for its kernel", flush=True)
+        return backend("cpu")
+    return importlib.import_module("justforward.noise.triton").TritonNoise("cpu")

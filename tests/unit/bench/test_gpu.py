@@ -1,8 +1,11 @@
 """The call for a GPU loses nothing: parts share its budget, one that overruns is cut, figures are kept as they come."""
 
 import json
+import os
+import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,8 +15,9 @@ from torch.autograd.profiler_util import FunctionEventAvg
 
 from bench.common import RESULTS, meets, report
 from bench.gpu import main, runner
-from bench.gpu.listing import BUDGET, PARTS, limits
-from bench.gpu.where import Where
+from bench.gpu.listing import BUDGET, PARTS, limits, stages
+from bench.gpu.offload import largest
+from bench.gpu.where import Where, place_of
 from bench.processes import children
 
 FIGURE = {"figure": "one", "goal": "<= 1", "met": False}
@@ -25,12 +29,73 @@ def child(code: str, before: str = "") -> runner.Child:
 
 
 def test_the_limits_of_the_parts_sum_to_the_budget():
-    assert sum(part.seconds for part in PARTS) == BUDGET
-    assert sum(limits(budget=100).values()) == pytest.approx(100)
-    some = limits(["step", "noise"], 95)
-    assert list(some) == ["noise", "step"]
-    assert sum(some.values()) == pytest.approx(95)
+    for names, budget in (([], BUDGET), ([], 100), (["step", "bandwidth"], 95), (["run", "tests", "offload"], 200)):
+        shares = limits(names, budget)
+        assert sorted(shares) == sorted(names or [part.name for part in PARTS])
+        assert sum(max(shares[part.name] for part in stage) for stage in stages(names)) == pytest.approx(budget)
+    assert limits() == {part.name: part.seconds for part in PARTS}
     assert all((Path(runner.__file__).parent / f"{part.name}.py").is_file() for part in PARTS)
+
+
+def test_what_is_timed_runs_alone_and_before_the_rest():
+    *alone, together = [[part.name for part in stage] for stage in stages()]
+    assert alone == [[part.name] for part in PARTS if part.timed]
+    assert together == [part.name for part in PARTS if not part.timed]
+    assert [[part.name for part in stage] for stage in stages(["tests", "step"])] == [["step"], ["tests"]]
+
+
+@pytest.fixture
+def stand_ins(monkeypatch, tmp_path):
+    """Children that note when they began and ended, 0.2 s later; and what was reported."""
+    code = """
+import sys, time
+began = time.monotonic()
+time.sleep(0.2)
+open(sys.argv[1], "w").write(f"{began} {time.monotonic()}")
+"""
+
+    def begin(part, device):
+        wait = "import sys; sys.stdin.readline()"
+        return runner.Child(part.name, [sys.executable, "-S", "-c", wait + code, str(tmp_path / part.name)])
+
+    reported: list[str] = []
+    monkeypatch.setattr(runner, "begin", begin)
+    monkeypatch.setattr(runner, "ended", lambda outcome, device: reported.append(outcome.name))
+    return lambda name: [float(word) for word in (tmp_path / name).read_text().split()], reported
+
+
+def test_only_parts_that_time_nothing_run_at_once(stand_ins):
+    times, reported = stand_ins
+    names = ["step", "profile", "run", "ranks", "tests"]
+    outcomes = runner.carry_out(names, limits(names), "cpu")
+    assert [outcome.name for outcome in outcomes] == names
+    assert not any(outcome.cause for outcome in outcomes)
+    assert reported[:2] == names[:2]
+    assert sorted(reported) == sorted(names)
+    assert times("step")[1] <= times("profile")[0]
+    assert times("profile")[1] <= min(times(name)[0] for name in names[2:])
+    assert max(times(name)[0] for name in names[2:]) < min(times(name)[1] for name in names[2:])
+
+
+def test_parts_at_once_have_limits_of_their_own():
+    slow, quick = child("import time; time.sleep(60)"), child("print('done')")
+    began = time.monotonic()
+    outcomes = runner.at_once([slow, quick], [0.3, 20], "cpu")
+    assert [outcome.cause for outcome in outcomes] == ["cut after 0 s", ""]
+    assert time.monotonic() - began < 15
+
+
+def test_an_end_from_outside_leaves_none_of_the_parts_running(monkeypatch):
+    def stop(futures):
+        raise SystemExit(143)
+
+    monkeypatch.setattr(runner, "as_completed", stop)
+    sleeping = [child("import time; time.sleep(60)") for _ in range(2)]
+    began = time.monotonic()
+    with pytest.raises(SystemExit):
+        runner.at_once(sleeping, [50, 50], "cpu")
+    assert time.monotonic() - began < 15
+    assert all(one.process.poll() is not None for one in sleeping)
 
 
 def test_a_part_that_overruns_is_cut_with_all_that_it_started(tmp_path):
@@ -103,3 +168,44 @@ def test_what_is_asked_of_a_gpu_is_asked_by_names_that_torch_has(monkeypatch):
     assert asked == ["reset_peak_memory_stats", "run", "synchronize", "max_memory_allocated", "empty_cache"]
     assert len(gpu.activities()) == 2
     assert gpu.pick("real", "rehearsed") == "real"
+
+
+def test_a_wait_for_the_device_is_told_by_its_place(monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def run():
+        for _ in range(2):
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("another", stacklevel=1)
+
+    (told,) = Where("cuda").waits(run).items()
+    assert told[0].startswith(f"{__file__}:")
+    assert told[1] == 2
+    assert modes == ["warn", "default"]
+    assert Where("cpu").waits(lambda: None) == {}
+
+
+def test_a_place_is_the_innermost_line_of_the_package():
+    frames = [
+        SimpleNamespace(filename="/a/bench/step.py", lineno=1),
+        SimpleNamespace(filename="/a/src/justforward/optim/mezo.py", lineno=2),
+        SimpleNamespace(filename="/a/torch/nn/modules/module.py", lineno=3),
+    ]
+    assert place_of(frames) == "justforward/optim/mezo.py:2"  # type: ignore[arg-type]
+    assert place_of(frames[:1]) == "/a/bench/step.py:1"  # type: ignore[arg-type]
+
+
+def test_the_offloaded_shape_is_one_that_time_and_memory_hold():
+    assert largest(float("inf"), 100) == "13b"
+    assert largest(60, 100) == largest(float("inf"), 30) == "6.7b"
+    assert largest(20, 100) == largest(float("inf"), 3) == "1.3b"
+
+
+def test_parts_that_fork_import_nothing_that_might_touch_the_device():
+    code = "import sys, bench.gpu.bits; print(*(m for m in ('transformers', 'peft', 'numba') if m in sys.modules))"
+    root = Path(runner.__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'src'}"}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == ""

@@ -10,7 +10,7 @@ from support.families import CONFIGS, PLAIN_CONFIGS, tiny
 from support.golden import MODEL
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
-from bench.memory import allocator_peak
+from bench.peak import allocator_peak
 from justforward.compat import CACHE, TORCH, skeleton
 from justforward.models.loading import LoadedModel, load
 from justforward.models.tuning import TuningSettings, tune
