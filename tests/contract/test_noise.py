@@ -179,14 +179,14 @@ def test_given_values_are_added_and_rounded_as_drawn_ones(noise, device, dtype, 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (torch.zeros(5), "values must be float32 of"),
-        (torch.zeros(6, dtype=torch.bfloat16), "values must be float32 of"),
-        (torch.zeros(12)[::2], "values must be contiguous"),
+        (lambda device: torch.zeros(5, device=device), "values must be float32 of"),
+        (lambda device: torch.zeros(6, dtype=torch.bfloat16, device=device), "values must be float32 of"),
+        (lambda device: torch.zeros(12, device=device)[::2], "values must be contiguous"),
     ],
 )
 def test_given_values_that_do_not_fit_are_refused(noise, device, values, message):
     with pytest.raises(ValueError, match=message):
-        noise.move_(torch.zeros(6, device=device), values.to(device) if values.is_contiguous() else values, KEY)
+        noise.move_(torch.zeros(6, device=device), values(device), KEY)
 
 
 @pytest.mark.parametrize("rounding", ["stochastic", "compensated"])

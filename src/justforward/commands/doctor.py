@@ -109,9 +109,9 @@ def as_text(found: list[Finding]) -> list[str]:
 def _packages() -> Iterator[Finding]:
     """Versions, and whether they are what this package asks for."""
     section = "packages"
-    yield Finding(section, "python", f"{platform.pythoninstalled_version()} ({platform.system()} {platform.machine()})")
+    yield Finding(section, "python", f"{platform.python_version()} ({platform.system()} {platform.machine()})")
     asked = {} if installed_version("packaging") is None else {r.name: r for r in requirements()}
-    versions = {"python": platform.pythoninstalled_version()}
+    versions = {"python": platform.python_version()}
     for name in ("justforward", *PACKAGES):
         version = installed_version(name)
         versions |= {} if version is None else {name: version}

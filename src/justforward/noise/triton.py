@@ -185,6 +185,9 @@ def load() -> TritonNoise:
 
 def _launch_all(passes: Sequence[Pass], binary: bool, rounding: str) -> None:
     """Small tensors of one kind in one launch."""
+    if len(passes) == 1:
+        _launch(passes[0], binary, rounding)
+        return
     kinds: dict[Any, list[Pass]] = {}
     for one in passes:
         if one.dst.numel() > SMALL:

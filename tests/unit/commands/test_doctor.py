@@ -84,14 +84,14 @@ def test_versions_are_held_to_what_is_asked_for(monkeypatch):
     monkeypatch.setattr(doctor, "requirements", lambda extra=None: [Requirement("torch>=99")])
     (torch,) = found("packages", "torch")
     assert (torch.status, torch.mend) == ("broken", "pip install 'torch>=99'")
-    monkeypatch.setattr(doctor, "_version", lambda name: None)
+    monkeypatch.setattr(doctor, "installed_version", lambda name: None)
     missing = {f.name: f.status for f in found("packages")}
     assert missing["peft"] == "broken"
     assert missing["justforward"] == "ok"
 
 
 def test_triton_is_needed_where_there_is_a_gpu(monkeypatch):
-    monkeypatch.setattr(doctor, "_version", lambda name: None)
+    monkeypatch.setattr(doctor, "installed_version", lambda name: None)
     monkeypatch.setattr(machine, "gpus", list)
     assert [f.status for f in doctor._absent("triton")] == ["ok"]
     monkeypatch.setattr(machine, "gpus", lambda: [Gpu("H100", 80 * GIB)])
@@ -118,7 +118,7 @@ def test_a_slow_16_bit_type_and_threads_of_ones_own(monkeypatch):
 
 
 def test_missing_extras_say_what_for(monkeypatch):
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "torchao" else "9")
+    monkeypatch.setattr(doctor, "installed_version", lambda name: None if name == "torchao" else "9")
     quant = next(f for f in doctor._extras() if f.name == "quant")
     assert (quant.status, quant.value) == ("missing", "without torchao")
     assert quant.mend == "pip install 'justforward[quant]', for 8- and 4-bit weights (--load_int8, --load_4bit)"

@@ -22,9 +22,12 @@ from justforward.registry import Registry
 CHUNK = 5 << 19
 """Elements of a weight that are perturbed at a time: 10 MB of float32 stay in cache until they are multiplied."""
 
-ON_GPU = 100
-"""On a GPU a piece is this part of all trained weights, if that is more: it has no such cache, and 50 us to a launch.
+GPU_CHUNK, GPU_SHARE = 1 << 25, 100
+"""On a GPU so many, or this part of all trained weights: it has no such cache, and every launch takes its host 50 us.
 In pieces for the CPU's cache a step of 13 billion weights took 27 times its two forwards (H100, 10,000 launches)."""
+
+ROWS = 64
+"""A piece of more rows is a multiple of so many: products with odd numbers of them take GPUs four times as long."""
 
 
 class NoiseSource(Protocol):
@@ -242,13 +245,19 @@ def add_outer(out: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
 
 def piece(device: str, trained: int) -> int:
     """Elements that are perturbed at a time on a type of device, where so many are trained."""
-    return CHUNK if device == "cpu" else max(CHUNK, trained // ON_GPU)
+    return CHUNK if device == "cpu" else max(GPU_CHUNK, trained // GPU_SHARE)
+
+
+def whole_rows(elements: int, width: int) -> int:
+    """How many rows of a matrix a piece of so many elements takes, one at least."""
+    rows = max(1, elements // max(1, width))
+    return rows - rows % ROWS if rows > ROWS else rows
 
 
 def row_slices(p: Tensor) -> list[slice]:
     """The rows of a parameter in pieces that stay in cache; on a GPU, in larger ones."""
     rows, width = as_matrix(p).shape
-    step = max(1, (CHUNK if p.device.type == "cpu" else 4 * CHUNK) // max(1, width))
+    step = whole_rows(CHUNK if p.device.type == "cpu" else 4 * CHUNK, width)
     return [slice(first, min(first + step, rows)) for first in range(0, rows, step)]
 
 

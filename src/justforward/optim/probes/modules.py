@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from justforward.optim.directions.base import NotDivisible, Perturbation, add_low_rank, piece
+from justforward.optim.directions.base import NotDivisible, Perturbation, add_low_rank, piece, whole_rows
 from justforward.optim.probes import members
 from justforward.optim.scored_head import ScoredLinear, float32_linear
 
@@ -213,7 +213,7 @@ class Installed:
         halves, weight = self._halves(x), module.weight.detach()
         rows, width = weight.shape
         dtype = torch.float32 if scored else torch.promote_types(x.dtype, weight.dtype)
-        step = max(1, piece(x.device.type, self.trained) // len(halves) // width)
+        step = whole_rows(piece(x.device.type, self.trained) // len(halves), width)
         own = self.used["weight"] not in self.by.moved[0]
         if own and rows <= step and len(halves) == 2 and x.device.type in AT_ONCE and x.dtype == weight.dtype == dtype:
             return self._both(x, module)
