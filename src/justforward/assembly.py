@@ -38,6 +38,7 @@ from justforward.scoring.evaluation import Evaluator
 from justforward.scoring.generation import GenerationSettings, Generator
 from justforward.scoring.kept import UpperBlocks, keep
 from justforward.scoring.prompts import PromptEncoder, Row
+from justforward.scoring.vllm_generator import VllmGenerator
 from justforward.tasks import Splits, Task, as_conversations, find_task
 from justforward.tasks.sampling import TrainSet, train_sets
 from justforward.training.guided_trainer import GuidedTrainer
@@ -104,6 +105,8 @@ class Assembly:
     def build(self) -> LoadedModel:
         """The model where it is to be: on the device, on the host with the device computing, or (FSDP) to be spread."""
         job, arguments = self.job, self.arguments
+        if job.generator == "vllm" and arguments.world_size > 1:
+            raise ValueError("--generator vllm is for one process: start one, or leave it out")
         if job.linear_probing and (adapter_folder(job.model_name) or find_log(job.model_name)):
             raise ValueError(
                 f"--linear_probing writes into the head of a plain model: make one of {job.model_name} with "
@@ -184,13 +187,12 @@ class Assembly:
             top_k=job.top_k,
             top_p=job.top_p,
         )
+        stops = [] if end is None else [end]
+        if job.generator == "vllm":
+            length, memory = loaded.max_length, job.generator_memory
+            return VllmGenerator(loaded.model, loaded.tokenizer, settings, max_length=length, memory=memory, ends=stops)
         return Generator(
-            loaded.model,
-            loaded.tokenizer,
-            settings,
-            token_budget=job.token_budget,
-            device=device,
-            ends=[] if end is None else [end],
+            loaded.model, loaded.tokenizer, settings, token_budget=job.token_budget, device=device, ends=stops
         )
 
     def objective(self, evaluator: Evaluator) -> Objective:
@@ -286,6 +288,7 @@ class Assembly:
         """MeZO's arguments of the trainer; `record` is the job for the log."""
         job = self.job
         noise, rule = self.method()
+        moved = job.tune_scales or job.generator == "vllm"  # what reads the weights themselves must find them moved
         return {
             "zo_eps": job.zo_eps,
             "zo_samples": job.zo_samples,
@@ -293,7 +296,7 @@ class Assembly:
             "zo_clip": job.zo_clip,
             "zo_max_skipped": job.zo_max_skipped,
             "zo_rounding": job.zo_rounding,
-            "zo_probe": "copy" if job.tune_scales and job.zo_probe == "auto" else job.zo_probe,
+            "zo_probe": "copy" if moved and job.zo_probe == "auto" else job.zo_probe,
             "noise": noise,
             "zo_sides": job.zo_sides,
             "zo_split": job.zo_split,

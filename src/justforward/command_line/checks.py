@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from justforward.command_line.generator_checks import generator_rules
 from justforward.command_line.zeroth_order_checks import method_rules, reward_rules
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def check(job: JobArguments, training_kwargs: Mapping[str, Any]) -> None:
         _blocks(job, training_kwargs),
         method_rules(job, training_kwargs),
         _generation(job, generation=generation),
+        generator_rules(job, training_kwargs, generates=task.generates),
         _placement(job, training_kwargs),
     )
     for broken, message in (rule for table in tables for rule in table):

@@ -219,6 +219,16 @@ class JobArguments(ZerothOrderArguments):
         "\n",
         "Text before which a generated answer ends, besides the model's own end tokens. In bash: $'\\n'.",
     )
+    generator: str = arg(
+        GENERATION,
+        "transformers",
+        "Who writes the text. vllm: that engine, for rewards and answers on a GPU; MeZO moves the weights in place and "
+        "back from a copy, and hands them over at every probe (docs/own-reward.md). Not run with vLLM itself so far.",
+        choices=("transformers", "vllm"),
+    )
+    generator_memory: float = arg(
+        GENERATION, 0.3, "With vllm: the share of the GPU's memory that it takes, for its own weights and its cache."
+    )
     result_file: str | None = arg(
         OUTPUT, None, "JSON file for the metrics. none: result/ and a name made of task, model and settings."
     )
@@ -257,4 +267,5 @@ LATER_ARGUMENTS = {
     *("chat_template", "system_prompt", "base_model"),
     *("load_4bit", "tune_scales", "zo_clip"),
     *("reward_timeout", "reward_retries", "num_completions"),
+    *("generator", "generator_memory"),
 }

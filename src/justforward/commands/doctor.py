@@ -35,6 +35,7 @@ FOR = {
     "lm_eval": "tasks of lm_eval (--task_name lm_eval:NAME), and the peer in the benchmarks",
     "plots": "the plots of justforward report",
     "sweep": "justforward sweep",
+    "vllm": "rewards of texts that vLLM writes (--generator vllm)",
     "docs": "make docs",
     "dev": "tests and lint",
 }
