@@ -37,11 +37,13 @@ from justforward.scoring.proof import Kind, Proofs
 logger = logging.getLogger(__name__)
 
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
-"""Default tokens per forward pass, padding included, by device type."""
+"""Default tokens per forward pass, padding included, by device type. Not measured anew on each machine: on an H100 a
+token takes 4.6 us of 1.3 billion weights in passes of 4,000 and of 30,000, and 4.9 in those of 2,000."""
 
 PAIR_TOKENS = {"cpu": 256, "cuda": 4096}
 """Most tokens of a forward pass at which doubling its batch is faster than a second pass, by device type; measured on
-the CPU (bench/step.py), where activations of more tokens leave the cache; on a GPU not."""
+the CPU (bench/step.py), where activations of more tokens leave the cache. A GPU's time would allow any number, for a
+pair draws noise once; its memory does not: a step is to take no more than inference does."""
 
 
 @dataclass(frozen=True)

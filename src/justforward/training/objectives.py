@@ -179,7 +179,7 @@ class Classification(ScoredObjective):
 
     def _table(self, scores: Scores, batch: Batch) -> tuple[Tensor, Tensor]:
         """[B, K] scores, -inf where an example has fewer candidates, and [B] labels."""
-        table = pad_sequence(option_scores(scores, batch.examples), batch_first=True, padding_value=-math.inf)
+        table = pad_sequence(list(option_scores(scores, batch.examples)), batch_first=True, padding_value=-math.inf)
         return table, sent(torch.tensor([e.label for e in batch.examples]), table.device)
 
 
