@@ -292,7 +292,9 @@ class Installed:
         self.by.reached.update(self.used.values())
         assert self.original is not None
         given = [(args, kwargs)]
-        if self.by.paired:
+        if self.by.paired and len(args) == 1 and isinstance(args[0], Tensor) and not kwargs:
+            given = [((half,), kwargs) for half in self._halves(args[0])]  # norms, which are many
+        elif self.by.paired:
             given = [
                 tree_map(lambda v, i=i: self._halves(v)[i] if isinstance(v, Tensor) else v, given[0]) for i in (0, 1)
             ]
