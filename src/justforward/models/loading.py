@@ -19,7 +19,7 @@ from transformers import (
 
 from justforward.models.causality import EARLIER, is_causal, plain_tokens
 from justforward.models.generation_config import read as read_generation_config
-from justforward.models.quantised import keep_layout, quantisation, stored_dtype
+from justforward.models.quantised import keep_layout, quantisation, stored_by, stored_dtype
 from justforward.models.reading import reading
 from justforward.models.sources import ModelError, find_source, folder_of, hub_adapter
 from justforward.models.whole import refuse_unless_whole, without_table
@@ -69,7 +69,11 @@ def load(
     dtype = stored_dtype(config) or dtype
     if quantised:
         settings["quantization_config"] = quantisation(quantised, config, dtype)
-    with reading(name, source, "weights"), without_table():
+    try:
+        stored = stored_by(config)
+    except ValueError as error:
+        raise ModelError(name, str(error)) from error
+    with reading(name, source, "weights", stored), without_table():
         settings["generation_config"] = read_generation_config(source)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             **source,
@@ -84,7 +88,7 @@ def load(
     refuse_unless_whole(name, model, found, folder_of(source))
     keep_layout(model)
     tokens = plain_tokens(model, tokenizer, EARLIER + 2)
-    with reading(name, source, "run"):
+    with reading(name, source, "run", stored):
         if not spread:
             torch.nn.Module.to(model, device)
         causal = is_causal(model.eval(), tokens)

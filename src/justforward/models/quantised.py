@@ -7,11 +7,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, TorchAoConfig
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 PACKAGES = {"int8": "torchao", "4bit": "bitsandbytes"}
 """What `--load_int8` and `--load_4bit` take. bitsandbytes runs on CPUs too; torchao's 4-bit kernels on GPUs alone."""
+
+WANTED = {"gptq": ("optimum", "gptqmodel"), "awq": ("gptqmodel",)}
+"""What transformers loads stored models with, where it names one package after the other or asks for a GPU instead."""
 
 
 def quantisation(kind: str, config: PreTrainedConfig, rest: torch.dtype) -> Any:
@@ -33,12 +38,43 @@ def quantisation(kind: str, config: PreTrainedConfig, rest: torch.dtype) -> Any:
     return TorchAoConfig(Int8WeightOnlyConfig(set_inductor_config=False))
 
 
+def stored_by(config: PreTrainedConfig) -> str | None:
+    """The method that a model is stored quantised by; None for other models.
+
+    Raises ValueError, in one line, for one that transformers does not know, whose weights it would take as they are,
+    and where it is known which packages are missing.
+    """
+    stored = _stored(config)
+    if stored is None:
+        return None
+    in_bits = stored.get("load_in_4bit") or stored.get("load_in_8bit")
+    method = "bitsandbytes" if in_bits else stored.get("quant_method")
+    if not isinstance(method, str):
+        raise ValueError(
+            "its quantization_config names no quant_method, as is so in models of MLX: take the unquantised model"
+        )
+    if not any(key in AUTO_QUANTIZER_MAPPING for key in (method, f"{method}_4bit")):
+        known = f"transformers {transformers.__version__} does not know"
+        raise ValueError(f"it is stored quantised by {method!r}, which {known}: take the unquantised model")
+    packages = WANTED.get(method, ())
+    if any(importlib.util.find_spec(package) is None for package in packages):
+        raise ValueError(
+            f"it is stored quantised by {method}, which needs {' and '.join(packages)}: pip install "
+            f"{' '.join(packages)}, or take the unquantised model, with --load_4bit"
+        )
+    return method
+
+
 def stored_dtype(config: PreTrainedConfig) -> torch.dtype | None:
     """What a model that is stored in 4 bits computes in, which all else of it must be; None for other models."""
-    stored: Any = getattr(config, "quantization_config", None)
-    told = stored if isinstance(stored, dict) else getattr(stored, "to_dict", dict)()
+    told = _stored(config) or {}
     name = str(told.get("bnb_4bit_compute_dtype") or "").removeprefix("torch.")
     return getattr(torch, name) if told.get("load_in_4bit") and name else None
+
+
+def _stored(config: PreTrainedConfig) -> dict[str, Any] | None:
+    stored: Any = getattr(config, "quantization_config", None)
+    return stored if stored is None or isinstance(stored, dict) else getattr(stored, "to_dict", dict)()
 
 
 def keep_layout(model: nn.Module) -> None:

@@ -45,13 +45,14 @@ PARTS = {
 
 
 @contextmanager
-def reading(name: str, source: Mapping[str, Any], part: str) -> Iterator[None]:
+def reading(name: str, source: Mapping[str, Any], part: str, stored: str | None = None) -> Iterator[None]:
     """Around library calls, and nothing else: a mistake of ours must stay a traceback.
 
     Args:
         name: the model's, as the user gave it.
         source: what it stands for (see `find_source`).
         part: a key of PARTS; only the files of this part are looked at.
+        stored: what the model is stored quantised by, which takes packages and machines of its own.
 
     Raises ModelError for damaged files, and for whatever the calls raise.
     """
@@ -66,7 +67,7 @@ def reading(name: str, source: Mapping[str, Any], part: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ModelError(name, _reason(error, own, part)) from error
+        raise ModelError(name, _reason(error, own, part, stored)) from error
 
 
 def damage(path: Path) -> str | None:
@@ -184,7 +185,7 @@ def _gguf(path: Path) -> str | None:
         return None if file.read(4) == b"GGUF" else f"is no GGUF file: {AGAIN}"
 
 
-def _reason(error: Exception, folder: Path | None, part: str) -> str:
+def _reason(error: Exception, folder: Path | None, part: str, stored: str | None) -> str:
     """What went wrong in a library, as far as it can be told, and the mend; folder: the user's own."""
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, MemoryError) or should_reduce_batch_size(error):
@@ -202,10 +203,15 @@ def _reason(error: Exception, folder: Path | None, part: str) -> str:
             "its file of weights holds Python objects beside tensors, which could run code when they are loaded: save "
             "the tensors alone, as model.safetensors, where you trust the file"
         )
-    if isinstance(error, ImportError):
+    if isinstance(error, ImportError) and stored is None:
         return _short(text)
     if folder is not None and next(folder.glob("*.gguf"), None) is None and (known := _why_part(folder, part, text)):
         return known
+    if stored is not None:
+        return (
+            f"it is stored quantised by {stored}, which does not work here ({type(error).__name__}: {_short(text)}): "
+            "mend that, or take the unquantised model, with --load_4bit"
+        )
     if isinstance(error, OSError) or type(error) is ValueError:
         return _short(text)  # written for users
     return f"{PARTS[part]} ({type(error).__name__}: {_short(text)}): {AGAIN}, or see JUSTFORWARD_TRACEBACK=1"

@@ -8,17 +8,20 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from support.golden import MODEL
+from transformers import LlamaConfig, OPTConfig
 
 from justforward import machine
 from justforward.command_line import arguments
 from justforward.command_line.job import JobArguments
 from justforward.commands import plan
 from justforward.commands.cli import main
+from justforward.compat import skeleton
 from justforward.machine import GIB, Gpu
-from justforward.planning.jobs import AT_A_TIME, Rates
-from justforward.planning.memory import Memory
-from justforward.planning.shape import read_shape
+from justforward.planning.jobs import AT_A_TIME, Planner, Rates
+from justforward.planning.memory import GPU_OVERHEAD, Memory
+from justforward.planning.shape import read_shape, shape_of
 from justforward.planning.target import Target
 from justforward.tasks import names
 
@@ -230,3 +233,44 @@ def test_speeds_are_measured_where_none_is_given(monkeypatch):
     for words, flops, draw in (([], 5.0, 2.0), (["--tflops", "3"], 3e12, 0.0)):
         given = plan.parse([MODEL, "--memory", "8", *words])
         assert plan.find_rates(given, shape, plan.find_target(given)) == Rates(flops, draw)
+
+
+def llama(hidden, feed_forward, layers, heads, *, tied=False):
+    sizes = {"hidden_size": hidden, "intermediate_size": feed_forward, "num_hidden_layers": layers}
+    sizes |= {"num_attention_heads": heads, "num_key_value_heads": 8, "vocab_size": 128256}
+    return LlamaConfig(**sizes, max_position_embeddings=131072, tie_word_embeddings=tied)
+
+
+def opt(hidden, layers, heads):
+    sizes = {"hidden_size": hidden, "ffn_dim": 4 * hidden, "num_hidden_layers": layers, "num_attention_heads": heads}
+    return OPTConfig(**sizes, word_embed_proj_dim=hidden)
+
+
+SHOWN = {
+    "Llama, 1 B": llama(2048, 8192, 16, 32, tied=True),
+    "Llama, 3 B": llama(3072, 8192, 28, 24, tied=True),
+    "Llama, 8 B": llama(4096, 14336, 32, 32),
+    "OPT, 13 B": opt(5120, 40, 40),
+    "OPT, 30 B": opt(7168, 48, 56),
+    "Llama, 70 B": llama(8192, 28672, 80, 64),
+}
+"""The models of the table in docs/which.md."""
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_the_table_of_memory_in_the_docs(name):
+    with torch.device("meta"):
+        shape = shape_of(skeleton(SHOWN[name]))
+
+    def jobs(dtype):
+        given = plan.parse([MODEL, "--dtype", dtype, *GPU])
+        target = plan.find_target(given)
+        load, asked = plan.find_load(given, shape, target), plan.Asked(name, dtype, given.batch, given.task)
+        planner = Planner(asked, shape, load, target, (GPU_OVERHEAD, GPU_OVERHEAD), Rates(1.0, 0.0))
+        return {job.name: job.memory.total / GIB for job in planner.jobs()}
+
+    narrow, wide = jobs("bfloat16"), jobs("float32")
+    columns = ["guided, last blocks", "MeZO, all weights", "MeZO, LoRA, 4 bits", "MeZO, offloaded"]
+    sizes = [*map(narrow.get, columns), wide["LoRA, backpropagation"], wide["Adam, all weights"]]
+    row = " | ".join([name, *(f"{size:.1f}" if size < 9.95 else f"{size:,.0f}" for size in sizes)])
+    assert f"| {row} |" in (ROOT / "docs" / "which.md").read_text(encoding="utf-8").splitlines()

@@ -56,6 +56,16 @@ def test_what_is_known_comes_with_its_mend(raised, said):
     assert len(caught.value.reason) < 250
 
 
+@pytest.mark.parametrize("raised", [ImportError("pip install it"), RuntimeError("a GPU is required"), KeyError("bits")])
+def test_a_quantised_model_is_told_as_one(raised):
+    """What is not here is the cause, and no copy of the files a mend."""
+    with pytest.raises(ModelError) as caught, reading("a/b", SOURCE, "weights", "spqr"):
+        raise raised
+    said = f"it is stored quantised by spqr, which does not work here ({type(raised).__name__}: {raised}): mend that,"
+    assert caught.value.reason.startswith(said)
+    assert "again" not in caught.value.reason
+
+
 def test_an_interrupt_is_none_of_its_business():
     with pytest.raises(KeyboardInterrupt), reading("a/b", SOURCE, "weights"):
         raise KeyboardInterrupt
