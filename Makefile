@@ -24,7 +24,7 @@ test: $(STAMP)
 
 # Half of the suite, chosen for what touches the libraries, with the lowest and with the newest versions; each has an
 # environment of its own in .compat. Compiled kernels are kept there too: a version of numba overwrites another's.
-HALF := tests/contract tests/parity tests/canaries tests/unit/test_compat.py tests/unit/command_line tests/unit/models \
+HALF := tests/contract tests/parity tests/unit/test_compat.py tests/unit/command_line tests/unit/models \
 	tests/unit/scoring tests/unit/training tests/e2e/test_jobs.py tests/e2e/test_distributed.py tests/e2e/test_replay.py
 compat: .compat/lowest/.installed .compat/newest/.installed
 	for each in lowest newest; do NUMBA_CACHE_DIR=.compat/$$each/numba .compat/$$each/bin/python -m pytest -n 2 \

@@ -1,4 +1,4 @@
-"""Many measurements side by side, each a process of its own: for a machine of many cores, or a GPU that is lent.
+"""Many measurements side by side, each a process of its own: for a machine of many cores, or a GPU.
 
 Run: python -m bench.parallel [--jobs 12] [--limit SECONDS] -- methods --tasks sentences --device cuda \
         -- contenders mezo-lora backpropagation-lora --jobs 3

@@ -7,6 +7,7 @@ import inspect
 import pstats
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,16 +75,19 @@ def kernels(where: Where, what: str, run: Callable[[], object]) -> None:
         run()
         where.synchronize()
     averages: Any = recorded.key_averages()
-    own = {one.key: where.own_time(one) for one in averages if where.is_kernel(one)}
+    own, launches = Counter[str](), Counter[str]()
+    for one in averages:
+        if where.is_kernel(one):
+            own[one.key[:90]] += where.own_time(one)
+            launches[one.key[:90]] += one.count
     whole = sum(own.values()) or 1.0
     largest = sorted(own, key=lambda name: -own[name])[:LINES]
-    launches = {one.key: one.count for one in averages if one.key in own}
-    calls = {one.key: one.count for one in averages if one.key.startswith(CALLS) and one.key not in own}
+    calls = {one.key: one.count for one in averages if one.key.startswith(CALLS) and not where.is_kernel(one)}
     for name in largest:
-        print(f"{own[name] / whole:7.1%}  {own[name] / 1e3:9.3f} ms  {launches[name]:6d} x  {name[:90]}", flush=True)
+        print(f"{own[name] / whole:7.1%}  {own[name] / 1e3:9.3f} ms  {launches[name]:6d} x  {name}", flush=True)
     report(
         f"kernels of {what}",
-        share={name[:90]: round(own[name] / whole, 4) for name in largest},
+        share={name: round(own[name] / whole, 4) for name in largest},
         milliseconds=round(whole / 1e3, 3),
         launches=sum(launches.values()),
         calls=dict(sorted(calls.items(), key=lambda one: -one[1])),

@@ -104,6 +104,8 @@ class Where:
 
     def is_kernel(self, event: Any) -> bool:
         """Whether a profiled event is one of the device, not the call that led to it."""
+        if "#" in (event.key or ""):  # an optimiser's step, which the profiler notes as well
+            return False
         return event.device_type == (DeviceType.CPU if self.rehearsal else DeviceType.CUDA)
 
     def own_time(self, event: Any) -> float:
@@ -118,7 +120,7 @@ def place_of(stack: Sequence[traceback.FrameSummary]) -> str:
             if package in frame.filename:
                 return f"{package[1:]}{frame.filename.rpartition(package)[2]}:{frame.lineno}"
     others = [frame for frame in stack if not frame.filename.endswith("warnings.py")]
-    return f"{others[-1].filename}:{others[-1].lineno}" if others else "?"
+    return f"{others[-1].filename.rpartition('site-packages/')[2]}:{others[-1].lineno}" if others else "?"
 
 
 @functools.cache

@@ -299,6 +299,22 @@ def test_one_launch_takes_every_dtype_with_its_own_numbers(noise, device, distri
         assert_same_bits(now, updated(was, drawn(distribution, key, starts, was.numel()), scale, decay))
 
 
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize(("sizes", "start"), [([16, 8192, 20_000], 4096), ([5, 8193, 257], 77)], ids=["even", "odd"])
+def test_tensors_in_one_launch_are_rounded_as_one_by_one(noise, device, dtype, distribution, rounding, sizes, start):
+    keys, made = [noise_key(0, 0, 0, str(i)) for i in range(len(sizes))], []
+    for groups in ([range(len(sizes))], [[i] for i in range(len(sizes))]):
+        after = [weights(size, dtype).to(device) for size in sizes]
+        short = rounding == "compensated" and dtype != torch.float32
+        kept = [torch.zeros(size, dtype=torch.int16, device=device) if short else None for size in sizes]
+        for group in groups:
+            more = {"residuals": [kept[i] for i in group]} if rounding == "compensated" else {}
+            chosen, own = [after[i] for i in group], [keys[i] for i in group]
+            noise.add_(chosen, own, 1e-3, 0.01, distribution, starts=start, rounding=rounding, **more)
+        made.append([*after, *(one for one in kept if one is not None)])
+    assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
+
+
 def test_a_tensor_is_the_sum_of_its_shards(noise, device, dtype, distribution):
     whole = weights(10_000, dtype).to(device)
     shards = whole.clone()

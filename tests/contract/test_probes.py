@@ -82,6 +82,14 @@ def test_large_weights_are_perturbed_in_pieces(distribution, monkeypatch):
     assert max(b.numel() for b in pieces.probe.modules.scratch.buffers.values()) <= 100
 
 
+def test_pieces_on_a_gpu():
+    assert base.piece("cpu", 10**10) == base.piece("cpu") == base.CHUNK
+    assert [base.piece("cuda", trained) for trained in (10**9, 10**10)] == [base.GPU_CHUNK, 10**8]
+    assert base.piece("cuda") == 4 * base.CHUNK < base.GPU_CHUNK  # z takes float32 tensors of a piece
+    assert [base.whole_rows(6_500_000, 2048, device) for device in ("cpu", "cuda")] == [3173, 3136]
+    assert [base.whole_rows(elements, 2048, "cuda") for elements in (1, 64 * 2048)] == [1, 64]
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_tied_and_untied_heads(tied):
     model = tiny("llama")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
-from justforward.optim.directions.base import CHUNK, piece
+from justforward.optim.directions.base import piece
 from justforward.optim.probes.choose import SMALL
 from justforward.optim.probes.just_in_time import VERIFIED
 from justforward.planning.shape import ModelShape
@@ -220,7 +220,7 @@ def guided(shape: ModelShape, load: Load, blocks: int) -> Memory:
     """
     passed, normalise = load.cut(load.rows), load.scored > 1
     told = 2 * 4 * load.rows * load.scored * (2 * shape.hidden + blocks * (shape.query + shape.feed_forward))
-    scratch = 2 * 4 * min(CHUNK, shape.hidden * shape.feed_forward)
+    scratch = 2 * 4 * min(piece(load.device), shape.hidden * shape.feed_forward)
     return replace(forward(shape, passed, normalise=normalise), training=told, scratch=scratch)
 
 

@@ -68,7 +68,14 @@ class VllmGenerator(Generator):
         _write_base(model, tokenizer, self.folder)
         # The engine's own process would get every weight as pickled bytes. This is read when an engine is made.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        self.vllm: Any = importlib.import_module("vllm")
+        try:
+            self.vllm: Any = importlib.import_module("vllm")
+            self.engine = self._engine(max_length, memory)
+        except (RuntimeError, ImportError) as error:  # memory that runs out, a build for another torch
+            raise ValueError(f"--generator vllm does not start here: {' '.join(str(error).split())}") from error
+
+    def _engine(self, max_length: int, memory: float) -> Any:
+        """VLLM's own object, with weights of its own still to be given."""
         more: dict[str, Any] = {"load_format": "dummy"}
         if self.lora is not None:
             more = {
@@ -76,9 +83,9 @@ class VllmGenerator(Generator):
                 "max_lora_rank": next(n for n in (*LORA_RANKS, self.lora.r) if n >= self.lora.r),
             }
         with torch.random.fork_rng():  # an engine within the process seeds torch
-            self.engine = self.vllm.LLM(
+            return self.vllm.LLM(
                 model=str(self.folder),
-                dtype=str(next(_plain(model).parameters()).dtype).removeprefix("torch."),
+                dtype=str(next(_plain(self.model).parameters()).dtype).removeprefix("torch."),
                 max_model_len=max_length,
                 gpu_memory_utilization=memory,
                 enable_prefix_caching=False,  # what it keeps of a prompt is of other weights

@@ -160,6 +160,8 @@ class Classification(ScoredObjective):
         Where the candidates of an example are one token each after one prompt, the sum over the vocabulary is the same
         in all its scores and cancels in the loss: the head is run for the candidates' tokens alone.
         """
+        if wrong := next((e for e in examples if not 0 <= e.label < len(e.rows)), None):
+            raise ValueError(f"an example's label is {wrong.label} of {len(wrong.rows)} candidates: they count from 0")
         whose = None if owners is None else [owner for owner, e in zip(owners, examples, strict=True) for _ in e.rows]
         plan = engine.plan([r for e in examples for r in e.rows], whose)
         cancels = all(

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.families import WINDOW, tiny
+from support.older import NOT_YET
 
 from justforward.compat import TORCH, full_precision
 from justforward.scoring import ScoringEngine, make_plan
@@ -51,7 +52,7 @@ def test_rows_are_made_of_any_size_that_a_plan_has(made, budget, share, pack):
         assert trial.compared
 
 
-@pytest.mark.parametrize("family", ["falcon_h1", "lfm2", "minimax", "qwen3_next", "recurrent_gemma"])
+@pytest.mark.parametrize("family", sorted({"falcon_h1", "lfm2", "minimax", "qwen3_next", "recurrent_gemma"} - NOT_YET))
 @torch.no_grad()
 def test_a_leak_between_branches_is_seen_through_bfloat16(family):
     """A state runs on through all rows of a tree. What it changes in short options is less than rounding does."""

@@ -53,6 +53,17 @@ def ran(name: str, *more: str) -> tuple[list[dict], list[dict], dict]:
     return [{k: e[k] for k in kept} for e in log if "loss" in e], texts, json.loads(Path(f"{name}.json").read_text())
 
 
+def test_an_engine_that_does_not_start_is_one_line(vllm, monkeypatch, capsys):
+    def no_memory(*_: object, **__: object) -> None:
+        raise RuntimeError("Engine core initialization failed.\nSee root cause above.")
+
+    monkeypatch.setattr(vllm, "LLM", no_memory)
+    assert main([*JOB, "--output_dir", "out", "--result_file", "out.json", "--generator", "vllm"]) == 2
+    assert (
+        "--generator vllm does not start here: Engine core initialization failed. See root" in capsys.readouterr().err
+    )
+
+
 @pytest.mark.parametrize("tuning", [["--untie_emb"], ["--lora", "--zo_samples", "2"]])
 def test_a_run_is_that_of_the_plain_generator(vllm, tuning):
     """Greedy texts are the same, so are the rewards at both probes: theta + eps z and theta - eps z have arrived."""

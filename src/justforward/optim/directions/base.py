@@ -23,11 +23,11 @@ CHUNK = 5 << 19
 """Elements of a weight that are perturbed at a time: 10 MB of float32 stay in cache until they are multiplied."""
 
 GPU_CHUNK, GPU_SHARE = 1 << 25, 100
-"""On a GPU so many, or this part of all trained weights: it has no such cache, and every launch takes its host 50 us.
-In pieces for the CPU's cache a step of 13 billion weights took 27 times its two forwards (H100, 10,000 launches)."""
+"""On a GPU so many, or this part of all trained weights: it has no such cache, and every launch takes its host time.
+In pieces for the CPU's cache a step of 13 billion weights took 27 times its two forwards (H100: 10,000 pieces)."""
 
 ROWS = 64
-"""A piece of more rows is a multiple of so many: products with odd numbers of them take GPUs four times as long."""
+"""There a piece of more rows is a multiple of so many: of odd numbers cuBLAS has no kernels for today's cards."""
 
 
 class NoiseSource(Protocol):
@@ -71,6 +71,8 @@ class Directions(ABC):
 
     name: ClassVar[str]
     version: str
+    draws_in_place: ClassVar[bool] = False
+    """Whether `perturb_many` makes no z of its own: then pieces may be large."""
     small_parts: ClassVar[bool] = False
     """Whether `add_products` needs no z of a weight's size: then directions share passes."""
 
@@ -243,21 +245,26 @@ def add_outer(out: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
         torch.baddbmm(out, left, right, alpha=scale, out=out)
 
 
-def piece(device: str, trained: int) -> int:
-    """Elements that are perturbed at a time on a type of device, where so many are trained."""
-    return CHUNK if device == "cpu" else max(GPU_CHUNK, trained // GPU_SHARE)
+def piece(device: str, trained: int | None = None) -> int:
+    """Elements that are perturbed at a time on a type of device.
+
+    trained: how many are, where noise is drawn into what is perturbed; None where z takes float32 tensors of a piece.
+    """
+    if device == "cpu":
+        return CHUNK
+    return 4 * CHUNK if trained is None else max(GPU_CHUNK, trained // GPU_SHARE)
 
 
-def whole_rows(elements: int, width: int) -> int:
+def whole_rows(elements: int, width: int, device: str) -> int:
     """How many rows of a matrix a piece of so many elements takes, one at least."""
     rows = max(1, elements // max(1, width))
-    return rows - rows % ROWS if rows > ROWS else rows
+    return rows - rows % ROWS if rows > ROWS and device != "cpu" else rows
 
 
 def row_slices(p: Tensor) -> list[slice]:
     """The rows of a parameter in pieces that stay in cache; on a GPU, in larger ones."""
     rows, width = as_matrix(p).shape
-    step = whole_rows(CHUNK if p.device.type == "cpu" else 4 * CHUNK, width)
+    step = whole_rows(piece(p.device.type), width, p.device.type)
     return [slice(first, min(first + step, rows)) for first in range(0, rows, step)]
 
 

@@ -24,6 +24,7 @@ class CounterNoise(Directions):
     """
 
     name = "dense"
+    draws_in_place = True
 
     distribution: str = "gaussian"
     version: str = field(init=False)

@@ -213,7 +213,8 @@ class Installed:
         halves, weight = self._halves(x), module.weight.detach()
         rows, width = weight.shape
         dtype = torch.float32 if scored else torch.promote_types(x.dtype, weight.dtype)
-        step = whole_rows(piece(x.device.type, self.trained) // len(halves), width)
+        trained = self.trained if self.by.directions.draws_in_place else None
+        step = whole_rows(piece(x.device.type, trained) // len(halves), width, x.device.type)
         own = self.used["weight"] not in self.by.moved[0]
         if own and rows <= step and len(halves) == 2 and x.device.type in AT_ONCE and x.dtype == weight.dtype == dtype:
             return self._both(x, module)
