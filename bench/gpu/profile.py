@@ -7,7 +7,7 @@ import inspect
 import pstats
 import statistics
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def kernels(where: Where, what: str, run: Callable[[], object]) -> None:
         run()
         where.synchronize()
     averages: Any = recorded.key_averages()
-    own, launches = Counter[str](), Counter[str]()
+    own, launches = defaultdict[str, float](float), Counter[str]()
     for one in averages:
         if where.is_kernel(one):
             own[one.key[:90]] += where.own_time(one)
