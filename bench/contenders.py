@@ -79,6 +79,7 @@ CONTENDERS = {
     "mezo-lora": Contender(f"{ZO} --max_steps 100 --lora --zo_eps 1e-2", ("1e-3", "1e-2"), "-3:"),
     "four-bits": Contender("--load_4bit", wide=True),
     "four-bits-lora": Contender(f"{ZO} --max_steps 100 --lora --zo_eps 1e-2 --load_4bit", ("1e-3", "1e-2"), wide=True),
+    "four-bits-guided": Contender(f"{GUIDED} --max_steps 100 --lora --load_4bit", blocks="-3:", wide=True),
     "four-bits-scales": Contender(
         f"{ZO} --max_steps 100 --tune_scales --zo_clip 100 --load_4bit", ("1e-5", "1e-4", "1e-3"), wide=True
     ),
