@@ -7,7 +7,6 @@ model continuing the trained keys and values, which is a KV cache like any other
 
 from __future__ import annotations
 
-import copy
 import inspect
 import itertools
 import logging
@@ -27,6 +26,7 @@ from justforward.models.residual import inputs_seen
 from justforward.optim.directions.base import Owners
 from justforward.optim.distribution.shards import is_sharded
 from justforward.optim.scored_head import ScoredLinear, install
+from justforward.scoring.continued import continued
 from justforward.scoring.guide import Guide
 from justforward.scoring.kept import KeptStates
 from justforward.scoring.plan import Forward, Plan, make_plan, plan_alone
@@ -259,7 +259,7 @@ class ScoringEngine:
         if forward.mask is not None:
             arguments["attention_mask"] = self._additive(tensor(forward.mask), cached)
         if cache is not None:
-            arguments[CACHE] = _repeat(cache, len(forward.input_ids))
+            arguments[CACHE] = continued(cache, len(forward.input_ids))
         wanted, index = None, target
         guide = None if self.guide is None or copies > 1 else self.guide
         if guide is not None:
@@ -339,14 +339,6 @@ def prefix_length(model: torch.nn.Module) -> int:
     if config.peft_type != "PREFIX_TUNING":
         raise ValueError(f"PEFT's {config.peft_type} is not supported: use prefix-tuning or LoRA")
     return config.num_virtual_tokens
-
-
-def _repeat(cache: Any, batch: int) -> Any:
-    """A KV cache, each row of it repeated `batch` times; the given cache stays as it is."""
-    repeated = copy.copy(cache)
-    repeated.layers = [copy.copy(layer) for layer in cache.layers]
-    repeated.batch_repeat_interleave(batch)
-    return repeated
 
 
 @contextmanager

@@ -195,6 +195,7 @@ def make_trial(kind: Kind, size: Size, rows: Sequence[Row], token_budget: int) -
     chance = random.Random(0)
     made: list[Row] = []
     compared: list[int] = []
+    parts: list[int] = []
     for part in (1, 2, 8):
         depth = size.prefix + max(1, (size.depth - size.prefix) // part)
         base = list(itertools.islice(itertools.cycle(longest), depth))
@@ -213,9 +214,10 @@ def make_trial(kind: Kind, size: Size, rows: Sequence[Row], token_budget: int) -
             if tokens in seen:
                 compared.append(len(made))
             made.append(Row((*tokens, chance.choice(pool)), max(trunk + 1, len(tokens) + 1 - COMPARED)))
-    plan = make_plan(
-        made, token_budget=token_budget, share_prefix=kind.cache, pack_trees=kind.tree, pass_tokens=1 << 62
-    )
+            parts.append(part)
+    # Behind a cache rows share a tree that have no more in common: what is made as one sequence must stay one.
+    options: dict = {"share_prefix": kind.cache, "pack_trees": kind.tree, "owners": parts}
+    plan = make_plan(made, token_budget=token_budget, pass_tokens=1 << 62, **options)
     if kind.cache:  # two passes on one cache, which must leave it as it is: several rows first, then one
         cut = [reversed(one.halves()) if len(one.input_ids) > 1 else [one] for one in plan.forwards]
         plan = replace(plan, forwards=list(itertools.chain.from_iterable(cut)))

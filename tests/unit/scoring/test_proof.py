@@ -177,3 +177,15 @@ def test_sizes():
     assert not Size(0, 9, 12).covers(Size(1, 9, 9))
     assert Size(0, 9, 12).union(Size(4, 5, 13)) == (4, 9, 13)
     assert [str(kind) for kind in (PLAIN, TREE, CACHE)] == ["padded batches", "tree masks", "a shared KV cache"]
+
+
+@torch.no_grad()
+def test_a_model_that_takes_trees_behind_a_cache_is_given_them():
+    chance = random.Random(0)
+    shared = tuple(chance.choices(range(3, 97), k=300))
+    many = [Row((*shared, *chance.choices(range(3, 97), k=24)), 323) for _ in range(24)]
+    engine = ScoringEngine(tiny("llama"))
+    assert [one.input_ids.shape for one in engine.plan(many).forwards] == [
+        one.input_ids.shape for one in make_plan(many, token_budget=engine.token_budget).forwards
+    ]
+    assert engine.plan(many).has_tree
