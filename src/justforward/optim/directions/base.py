@@ -322,7 +322,7 @@ class Perturbation:
 
     place: the direction's; scales: by parameter name, eps times the sign (of the first half, if `paired`); wholes: the
     parameters by name; reached: names of parameters whose owner was called; moved: perturbed copies of parameters of
-    few elements, of each sign, or of each direction; stacks: the latter by name, [directions, elements]; watch: notes
+    few elements, of each sign, or of each direction; stacks: the same by name, [signs or directions, ...]; watch: notes
     what reads weights; owners: where each row has a direction of its own, whose number takes the place of the sample's.
     """
 

@@ -29,7 +29,7 @@ AT_ONCE = {"cuda"}
 """Types of device on which a pair's two products are one: a launch less, and no copies into halves."""
 
 BOTH = 6
-"""The use of the scratch for both of a pair's weights; 0 to 5 are those of one sign each."""
+"""The use of the scratch for the weights of a pair that are multiplied at once."""
 
 FEW = 1 << 16
 """Weights of at most so many elements (norms, biases) are perturbed all at once, before the forward begins: a launch of
@@ -86,7 +86,8 @@ class JustInTime:
     ) -> list[dict[str, Tensor]] | dict[int, dict[str, Tensor]]:
         """Copies of parameters of few elements, for each sign; of vectors, where rows have directions of their own."""
         if by.owners is None:
-            return moved_copies(self.scratch, few, by)
+            by.stacks = moved_copies(self.scratch, few, by)
+            return _each_sign(by.stacks, by)
         vectors = [(name, p) for name, p in by.wholes.items() if p.dim() == 1]
         numbers, by.moved, by.stacks = by.owners.numbers, {}, {}
         for device, dtype in {(p.device, p.dtype) for _, p in vectors}:
@@ -105,36 +106,36 @@ class JustInTime:
 
 def moved_copies(
     scratch: Scratch, tensors: dict[str, Tensor], by: Perturbation, *, first: int = 0, use: int = 0
-) -> list[dict[str, Tensor]]:
-    """In scratch, theta + eps z of the named tensors and, paired, theta - eps z too.
+) -> dict[str, Tensor]:
+    """In scratch, theta + eps z of the named tensors and, paired, theta - eps z too: by name [1 or 2, *shape].
 
     first: the number of their first row, where they are pieces of parameters; use: which buffers of the scratch.
     """
     signs = 2 if by.paired else 1
-    if not tensors:
-        return [{} for _ in range(signs)]
     totals: dict[tuple[torch.device, torch.dtype], int] = {}
     for t in tensors.values():
         totals[t.device, t.dtype] = totals.get((t.device, t.dtype), 0) + t.numel()
-    result: list[dict[str, Tensor]] = []
-    for sign in range(signs):
-        left = {key: scratch.take(*key, total, use + sign) for key, total in totals.items()}
-        result.append({})
-        for name, t in tensors.items():
-            flat = left[t.device, t.dtype]
-            result[sign][name], left[t.device, t.dtype] = flat[: t.numel()].view(t.shape), flat[t.numel() :]
+    left = {key: scratch.take(*key, signs * total, use).view(signs, total) for key, total in totals.items()}
+    stacks: dict[str, Tensor] = {}
+    for name, t in tensors.items():
+        flat, count = left[t.device, t.dtype], t.numel()
+        stacks[name], left[t.device, t.dtype] = flat[:, :count].view(signs, *t.shape), flat[:, count:]
     for device in {t.device for t in tensors.values()}:
         here = [name for name, t in tensors.items() if t.device == device]
         by.directions.perturb_many(
-            [result[0][n] for n in here],
+            [stacks[n][0] for n in here],
             [tensors[n].detach() for n in here],
             [(n, by.wholes[n]) for n in here],
             by.place,
             [by.scales[n] for n in here],
             first,
-            mirrors=[result[1][n] for n in here] if by.paired else None,
+            mirrors=[stacks[n][1] for n in here] if by.paired else None,
         )
-    return result
+    return stacks
+
+
+def _each_sign(stacks: dict[str, Tensor], by: Perturbation) -> list[dict[str, Tensor]]:
+    return [{name: stack[sign] for name, stack in stacks.items()} for sign in range(2 if by.paired else 1)]
 
 
 class Scratch:
@@ -243,9 +244,15 @@ class Installed:
         if module.bias is None:
             out = torch.bmm(given, moved.mT)
         else:
-            biases = torch.stack([b["bias"] for b in self._moved({"bias": module.bias}, use=4)])
-            out = torch.baddbmm(biases[:, None], given, moved.mT)
+            out = torch.baddbmm(self._both_biases(module.bias)[:, None], given, moved.mT)
         return out.view(*x.shape[:-1], rows)
+
+    def _both_biases(self, bias: Tensor) -> Tensor:
+        """[2, out]: of each sign, on the device of the bias."""
+        stack = self.by.stacks.get(self.used.get("bias", ""))
+        if stack is None:
+            return torch.stack([moved["bias"] for moved in self._moved({"bias": bias}, use=4)])
+        return stack.to(bias.device)
 
     def _low_rank(self, x: Tensor, module: nn.Linear, a: Tensor, b: Tensor) -> Tensor:
         """[..., in] -> [..., out]: x W^T + s (x B) A^T + b', W as it is and both signs from one product of it.
@@ -338,7 +345,7 @@ class Installed:
         if fresh:
             copies = moved_copies(self.scratch, fresh, self.by, first=first, use=use)
             for sign, values in enumerate(result):
-                values |= {a: copies[sign][name] for a, name in self.used.items() if name in copies[sign]}
+                values |= {a: copies[name][sign] for a, name in self.used.items() if name in copies}
         return result
 
     def _perturb_rows(self, outs: list[Tensor], weight: Tensor, rows: Tensor) -> None:
