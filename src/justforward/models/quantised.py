@@ -106,6 +106,14 @@ def scales(model: nn.Module) -> Iterator[tuple[nn.Module, Tensor]]:
             yield module, scale
 
 
+def has_scales(model: nn.Module) -> bool:
+    """Whether there are any that can be trained."""
+    try:
+        return next(scales(model), None) is not None
+    except ValueError:
+        return False
+
+
 NAME = "quantisation_scales"
 """Of the parameter that a layer's scales become."""
 

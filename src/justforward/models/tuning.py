@@ -33,7 +33,7 @@ from justforward.compat import CACHE
 from justforward.models.blocks import chosen, find_blocks
 from justforward.models.loading import LoadedModel
 from justforward.models.prefix_mlp import PrefixMLPModel
-from justforward.models.quantised import train_scales
+from justforward.models.quantised import has_scales, train_scales
 from justforward.models.reading import listed
 from justforward.models.residual import find_stream
 from justforward.models.towers import inside, unseen_towers
@@ -277,9 +277,9 @@ def _keys_and_values(model: PreTrainedModel, tokens: torch.Tensor) -> list[tuple
 def _refuse_quantised(model: PreTrainedModel) -> None:
     # Quantised tensors may call themselves floating-point: only the loader's mark tells.
     if getattr(model, "is_quantized", False):
+        or_scales = ", or their scales (--tune_scales)" if has_scales(model) else ""
         raise ValueError(
-            "quantised weights cannot be trained: train an adapter over them (--lora or --prefix_tuning), or their "
-            "scales (--tune_scales)"
+            f"quantised weights cannot be trained: train an adapter over them (--lora or --prefix_tuning){or_scales}"
         )
 
 

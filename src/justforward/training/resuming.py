@@ -113,8 +113,10 @@ def share_log(folder: Path, record: Mapping[str, Any]) -> None:
 def claimed(folder: Path) -> Iterator[None]:
     """Hold the output folder for this process: two that write to it would tear each other's log.
 
-    The system lets go of the lock of a process that dies. Raises ValueError where another process holds the folder.
+    The system lets go of the lock of a process that dies. A folder that it makes, and that stays empty since the job is
+    refused, is gone after it. Raises ValueError where another process holds the folder.
     """
+    fresh = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
@@ -132,6 +134,9 @@ def claimed(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if fresh:
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
         os.close(handle)
 
 

@@ -154,6 +154,7 @@ def test_alone_a_mistake_is_raised_as_it_is(folder):
 
 
 def test_a_folder_is_held_by_one(folder):
+    folder.mkdir(exist_ok=True)
     with claimed(folder), pytest.raises(ValueError, match="another process trains there now"), claimed(folder):
         pass
     with claimed(folder):
@@ -161,3 +162,13 @@ def test_a_folder_is_held_by_one(folder):
     (folder / "file").touch()
     with pytest.raises(ValueError, match=r"--output_dir .*file: "), claimed(folder / "file"):
         pass
+    assert (folder / "file").exists()
+
+
+def test_a_refused_job_leaves_no_folder_that_it_made(folder):
+    with pytest.raises(ValueError, match="refused"), claimed(folder / "new"):
+        raise ValueError("refused")
+    assert not (folder / "new").exists()
+    with claimed(folder / "new"):
+        (folder / "new" / "log").touch()
+    assert (folder / "new" / "log").exists()
