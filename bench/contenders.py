@@ -76,7 +76,7 @@ CONTENDERS = {
     "mezo": Contender(f"{ZO} --max_steps 100", ("2e-4", "6e-4"), "-3:"),
     "eggroll": Contender(f"{ZO} --zo_method eggroll --max_steps 100", ("1e-2", "3e-2"), "-3:"),
     "fzoo": Contender(f"{ZO} --zo_method fzoo --max_steps 22", ("3e-5", "1e-4"), "-3:"),
-    "mezo-lora": Contender(f"{ZO} --max_steps 100 --lora --zo_eps 1e-2", ("1e-3", "1e-2"), "-3:"),
+    "mezo-lora": Contender(f"{ZO} --max_steps 100 --lora --zo_eps 1e-2", ("1e-3", "1e-2", "1e-1", "1"), "-3:"),
     "four-bits": Contender("--load_4bit", wide=True),
     "four-bits-lora": Contender(f"{ZO} --max_steps 100 --lora --zo_eps 1e-2 --load_4bit", ("1e-3", "1e-2"), wide=True),
     "four-bits-guided": Contender(f"{GUIDED} --max_steps 100 --lora --load_4bit", blocks="-3:", wide=True),
@@ -86,7 +86,7 @@ CONTENDERS = {
     "sixteen-bits-lora": Contender(f"{ZO} --max_steps 100 --lora --zo_eps 1e-2", ("1e-3", "1e-2")),
     **{
         f"{name}-lora": Contender(f"{ZO} --zo_method {name} --max_steps 100 --lora --zo_eps 1e-2", rates, "-3:")
-        for name, rates in (("zo-adam", ("1e-3", "1e-2")), ("zo-sign", ("1e-4", "1e-3")))
+        for name, rates in (("zo-adam", ("1e-3", "1e-2")), ("zo-sign", ("1e-4", "1e-3", "1e-2")))
     },
     **{f"blocks-guided-{a}": Contender(f"{GUIDED} --max_steps 100", blocks=f"{a}:") for a in (20, 15, 10, 0)},
     **{

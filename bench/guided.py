@@ -1,21 +1,25 @@
 """The guide on the demo's model: its cosine with the gradient by block, and what a step takes beside other steps.
 
-Run: python -m bench.guided
-Needs `make demo`'s model and film reviews; about three minutes of two cores.
+Run: python -m bench.guided [cosines] [steps] [kept]
+Needs `make demo`'s model and film reviews; about eight minutes of two cores.
 
 Steps are of the last three blocks, on kept states, 16 sentences: guided (without and with its two probes), MeZO, and
 backpropagation with SGD in place, plain and with gradient checkpointing. Memory is the most that torch's allocator held
-at once beyond the model, over that of evaluating the same batch.
+at once beyond the model, over that of evaluating the same batch. "kept": the same steps of more blocks, on kept states
+and with the frozen blocks computed in every pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import sys
+from collections.abc import Callable, Sequence
 
 import torch
 
 from bench.common import compare, report
 from bench.methods import (
+    BACKWARD,
     CACHE,
     GUIDED,
     SENTENCES,
@@ -100,13 +104,42 @@ def steps(setting: Setting) -> None:
     )
 
 
-def main() -> None:
+def kept_or_not(first: int, setting: Setting) -> None:
+    """Seconds and memory of steps of the blocks from `first` on, with and without kept states."""
+    examples, engine, states = next(setting.batches(0)), setting.engine, setting.engine.kept
+    setting.forwards = 1 << 30
+    peaks: dict[str, float] = {}
+    for name, made, rate in (("guided", _by_guide, 1e-6), ("mezo", _by_method, 1e-9), (BACKWARD, _by_gradients, 1e-9)):
+        step, _, done = made(setting, name, rate, 0)
+        for _ in range(6 if name == GUIDED else 1):  # behind the first steps, which all probe
+            step(examples)
+
+        def run(kept: object, step: Callable[..., object] = step) -> None:
+            engine.kept = kept  # type: ignore[assignment]
+            step(examples)
+
+        either = {f"{name}, kept": functools.partial(run, states), f"{name}, anew": functools.partial(run, None)}
+        compare(f"guided: a step of blocks {first} up", either, runs=5)
+        peaks |= {one: round(allocator_peak(again), 1) for one, again in either.items()}
+        engine.kept = states
+        done()
+    report(f"guided: memory beyond the model of blocks {first} up, MiB", peaks=peaks)
+
+
+def main(words: Sequence[str] = ()) -> None:
     """See the module."""
-    for task, setting in settings([SENTENCES, TEXTS], Target(str(CACHE / "model"))):
-        cosines(task, setting)
-    for _, setting in settings([SENTENCES], Target(str(CACHE / "model"), BLOCKS)):
-        steps(setting)
+    model, chosen = str(CACHE / "model"), words or ("cosines", "steps", "kept")
+    if "cosines" in chosen:
+        for task, setting in settings([SENTENCES, TEXTS], Target(model)):
+            cosines(task, setting)
+    if "steps" in chosen:
+        for _, setting in settings([SENTENCES], Target(model, BLOCKS)):
+            steps(setting)
+    if "kept" in chosen:
+        for first in (27, 20, 15, 10):
+            for _, setting in settings([SENTENCES], Target(model, f"{first}:")):
+                kept_or_not(first, setting)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

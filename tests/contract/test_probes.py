@@ -298,7 +298,7 @@ def test_a_just_in_time_probe_that_measures_something_else_is_not_used(monkeypat
     expected = optimizer(model, "copy").estimate(lambda: loss(model)).losses
 
     def forget(scratch, tensors, by, **_):
-        return [{n: torch.from_numpy(t.detach().numpy().copy()) for n, t in tensors.items()}]
+        return {n: torch.from_numpy(t.detach().numpy().copy())[None] for n, t in tensors.items()}
 
     monkeypatch.setattr(modules, "moved_copies", forget)
     mezo = optimizer(model, "just_in_time")

@@ -74,7 +74,7 @@ def undisturbed(tmp_path_factory):
     return folder / "whole", launch(folder, "whole", [*processes(2), *LONG])
 
 
-LONG = [*ZO, *JOB, "--per_device_train_batch_size", "2", "--max_steps", "150"]
+LONG = [*ZO, *JOB, "--per_device_train_batch_size", "2", "--max_steps", "80"]
 
 
 @pytest.mark.parametrize("sharded", [[], ["--fsdp"]])

@@ -5,13 +5,13 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from support.forking import RUN, Forked
 from support.golden import DATA, MODEL
 from transformers import AutoModelForCausalLM
 
@@ -82,12 +82,12 @@ def test_a_shared_folder_is_a_model(tmp_path):
 def test_sigkill_at_random_moments_loses_nothing_and_repeats_nothing():
     assert main([*JOB, "--max_steps", "60", "--output_dir", "whole"]) == 0
     log = Path("killed/trajectory.log")
-    command = [sys.executable, "-m", "justforward", *JOB, "--max_steps", "60", "--output_dir", "killed"]
+    command = [sys.executable, RUN, *JOB, "--max_steps", "60", "--output_dir", "killed"]
     settings = {**os.environ, "OMP_NUM_THREADS": "1"}
     chance = random.Random(0)
     kills = 0
     while kills < 4:
-        process = subprocess.Popen(command, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = Forked(command, Path.cwd(), settings, Path("said.txt"), Path("said.txt"))
         before = len(read(log).steps) if log.exists() else 0
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
@@ -96,10 +96,9 @@ def test_sigkill_at_random_moments_loses_nothing_and_repeats_nothing():
                 break
             time.sleep(0.005)
         if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
+            os.kill(process.pid, signal.SIGKILL)
             kills += 1
-        process.wait()
-        if process.returncode == 0:
+        if process.wait(timeout=60) == 0:
             break
     assert kills > 0
     assert main([*JOB, "--max_steps", "60", "--output_dir", "killed"]) == 0
