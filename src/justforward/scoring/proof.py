@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from justforward.compat import full_precision
-from justforward.scoring.float32 import HALVES, InFloat32
+from justforward.optim.float32 import HALVES, InFloat32
 from justforward.scoring.plan import Plan, make_plan, plan_alone
 from justforward.scoring.prompts import Row
 

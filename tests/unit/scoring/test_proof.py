@@ -10,8 +10,8 @@ from support.families import WINDOW, tiny
 from support.older import NOT_YET
 
 from justforward.compat import TORCH, full_precision
+from justforward.optim.float32 import InFloat32
 from justforward.scoring import ScoringEngine, make_plan
-from justforward.scoring.float32 import InFloat32
 from justforward.scoring.plan import plan_alone
 from justforward.scoring.prompts import Row
 from justforward.scoring.proof import Kind, Proofs, Size, make_trial, needs

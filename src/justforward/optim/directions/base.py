@@ -323,7 +323,8 @@ class Perturbation:
     place: the direction's; scales: by parameter name, eps times the sign (of the first half, if `paired`); wholes: the
     parameters by name; reached: names of parameters whose owner was called; moved: perturbed copies of parameters of
     few elements, of each sign, or of each direction; stacks: the same by name, [signs or directions, ...]; watch: notes
-    what reads weights; owners: where each row has a direction of its own, whose number takes the place of the sample's.
+    what reads weights; owners: where each row has a direction of its own, whose number takes the place of the sample's;
+    wide: whether perturbed copies are float32, so that nothing is rounded.
     """
 
     directions: Directions
@@ -336,6 +337,11 @@ class Perturbation:
     stacks: dict[str, Tensor] = field(default_factory=dict)
     owners: Owners | None = None
     watch: Any = None
+    wide: bool = False
+
+    def read(self, weight: Tensor) -> Tensor:
+        """A weight, or a piece of one, as it is perturbed."""
+        return weight.detach().float() if self.wide else weight.detach()
 
     @contextmanager
     def perturbing(self) -> Iterator[None]:
@@ -382,9 +388,11 @@ class Direction:
         kept = [i for i, (name, _) in enumerate(self.parameters) if name in names]
         return dataclasses.replace(self, parameters=[self.parameters[i] for i in kept], eps=[self.eps[i] for i in kept])
 
-    def perturbation(self, sign: float, *, paired: bool = False, owners: Owners | None = None) -> Perturbation:
+    def perturbation(
+        self, sign: float, *, paired: bool = False, owners: Owners | None = None, wide: bool = False
+    ) -> Perturbation:
         """What modules compute with at theta + sign * eps * z."""
         assert isinstance(self.noise, Directions)
         scales = {name: sign * eps for (name, _), eps in zip(self.parameters, self.eps, strict=True)}
         place = Place(self.seed, self.step, self.sample)
-        return Perturbation(self.noise, place, scales, dict(self.parameters), paired, owners=owners)
+        return Perturbation(self.noise, place, scales, dict(self.parameters), paired, owners=owners, wide=wide)

@@ -45,9 +45,16 @@ class Copies:
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 """Largest difference of two probes' losses that rounding explains, relative to the loss where that is above 1."""
 
+EXACT = 1e-3
+"""The same where models of 16-bit weights compute in float32, and directions are added to them there."""
 
-def close(a: Loss, b: Loss, weights: Sequence[Tensor]) -> bool:
-    """Whether two losses are equal up to rounding in the coarsest dtype of the weights."""
+
+def tolerance(weights: Sequence[Tensor]) -> float:
+    """That of the coarsest dtype of the weights."""
+    return max(TOLERANCE.get(w.dtype, 1e-4) for w in weights)
+
+
+def close(a: Loss, b: Loss, most: float) -> bool:
+    """Whether two losses are equal up to rounding."""
     a, b = float(a), float(b)
-    tolerance = max(TOLERANCE.get(w.dtype, 1e-4) for w in weights)
-    return abs(a - b) <= tolerance * max(1.0, abs(b)) or not (math.isfinite(a) and math.isfinite(b))
+    return abs(a - b) <= most * max(1.0, abs(b)) or not (math.isfinite(a) and math.isfinite(b))

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 from torch import Tensor, nn
 
+from justforward.compat import full_precision
 from justforward.optim.directions.base import Direction, NotDivisible, Owners
-from justforward.optim.probes.closures import Closure, Copies, Loss, PairedClosure, Shares, close
+from justforward.optim.float32 import HALVES, InFloat32
+from justforward.optim.probes.closures import EXACT, Closure, Copies, Loss, PairedClosure, Shares, close, tolerance
 from justforward.optim.probes.modules import JustInTime, Reads
 from justforward.optim.probes.moving import CopyProbe, pristine
 
@@ -47,6 +50,10 @@ class JustInTimeProbe:
     ):
         self.copies = copies
         self.modules = JustInTime(model, parameters)
+        weights = [*model.parameters(), *(p for _, p in parameters)]
+        self.halves, self.tolerance = any(p.dtype in HALVES for p in weights), tolerance([p for _, p in parameters])
+        self.wide = False
+        """Whether, for a while, nothing is rounded to 16 bits."""
         self.reached: set[str] | None = None
         """Parameters that are perturbed just in time; None until the first forward has been watched."""
         self.pairs: bool | None = None if pairs else False
@@ -60,7 +67,7 @@ class JustInTimeProbe:
             return CopyProbe().losses(direction, closure)
         if not self._apart(direction, closure).parameters and paired is not None:
             if self.pairs is None:
-                self.pairs = self._try_pair(direction, closure, paired)
+                self.pairs = self._can_pair(direction, closure, paired)
             if self.pairs:
                 return self._pair(direction, paired)
         return self._side(direction, 1.0, closure), self._side(direction, -1.0, closure)
@@ -89,26 +96,59 @@ class JustInTimeProbe:
         if self._apart(first, functools.partial(shares.alone, 0)).parameters:
             self.divides = False
             return None
-        try:
-            with self.modules.perturbed(first.perturbation(sign, owners=owners)):
-                together = shares.together(owners)
-        except (NotDivisible, RuntimeError, ValueError, TypeError, IndexError) as error:
-            if self.divides:
-                raise
-            logger.info("directions are probed one by one: %s", error)
-            self.divides = False
-            return None
-        if self.divides is None:
-            self.divides = self._same_alone(directions, sign, shares, together)
-        return together if self.divides else None
 
-    def _same_alone(self, directions: Sequence[Direction], sign: float, shares: Shares, together: Tensor) -> bool:
-        for place, (direction, loss) in enumerate(zip(directions, together, strict=True)):
-            alone = self._at(direction, sign, functools.partial(shares.alone, place))
-            if not close(loss, alone, [p for _, p in direction.parameters]):
-                logger.info("directions are probed one by one: %g together, and %g alone", loss, alone)
-                return False
-        return True
+        def together() -> Tensor:
+            assert shares.together is not None
+            with self.modules.perturbed(first.perturbation(sign, owners=owners, wide=self.wide)):
+                return shares.together(owners)
+
+        if self.divides is None:
+            self.divides = self._can_divide(directions, sign, shares, together)
+        return together() if self.divides else None
+
+    def _can_divide(
+        self, directions: Sequence[Direction], sign: float, shares: Shares, together: Callable[[], Tensor]
+    ) -> bool:
+        def measure() -> list[tuple[Loss, Loss]]:
+            alone = (functools.partial(shares.alone, place) for place in range(len(directions)))
+            return [
+                (loss, self._at(direction, sign, share))
+                for loss, direction, share in zip(together(), directions, alone, strict=True)
+            ]
+
+        return self._agree(measure, "directions are probed one by one")
+
+    def _agree(self, measure: Callable[[], list[tuple[Loss, Loss]]], otherwise: str) -> bool:
+        """Whether a short cut measures what the plain way does; else why not is told."""
+        try:
+            pairs, most = self._measured(measure)
+        except (NotDivisible, RuntimeError, ValueError, TypeError, IndexError) as error:
+            logger.info("%s: %s", otherwise, error)
+            return False
+        if all(close(short, plain, most) for short, plain in pairs):
+            return True
+        short, plain = max(pairs, key=lambda pair: abs(float(pair[0]) - float(pair[1])))
+        logger.info("%s: %g in place of %g", otherwise, short, plain)
+        return False
+
+    def _measured(self, measure: Callable[[], list[tuple[Loss, Loss]]]) -> tuple[list[tuple[Loss, Loss]], float]:
+        """The losses of two ways, and how far apart rounding may leave them.
+
+        With 16-bit weights in float32, where that can be: in 16 bits one way may round as far from the other as a
+        direction moves the loss.
+        """
+        if self.halves:
+            self.wide = True
+            try:
+                with full_precision(), InFloat32():
+                    return measure(), EXACT
+            except NotDivisible:
+                raise
+            except Exception as error:  # such as kernels that know their own dtype only
+                logger.debug("probes are not held to each other in float32: %s", error)
+            finally:
+                self.wide = False
+        return measure(), self.tolerance
 
     def _apart(self, direction: Direction, closure: Closure) -> Direction:
         """The part of a direction that cannot be made just in time, once the first forward has been watched."""
@@ -128,11 +168,11 @@ class JustInTimeProbe:
             return self._at(direction.only(self.reached), sign, closure)
 
     def _at(self, direction: Direction, sign: float, closure: Closure) -> Loss:
-        with self.modules.perturbed(direction.perturbation(sign)):
+        with self.modules.perturbed(direction.perturbation(sign, wide=self.wide)):
             return closure()
 
     def _pair(self, direction: Direction, paired: PairedClosure) -> tuple[Loss, Loss]:
-        with self.modules.perturbed(direction.perturbation(1.0, paired=True)):
+        with self.modules.perturbed(direction.perturbation(1.0, paired=True, wide=self.wide)):
             plus, minus = paired()
             return plus, minus
 
@@ -157,27 +197,40 @@ class JustInTimeProbe:
         part = direction.only(some)
         if not some:
             return
-        with pristine([p for _, p in part.parameters]):
-            part.add_(1.0)
-            expected = closure()
-        measured = self._at(part, 1.0, closure)
-        if not close(measured, expected, [p for _, p in part.parameters]):
+
+        def measure() -> list[tuple[Loss, Loss]]:
+            with pristine([p for _, p in part.parameters]):
+                part.add_(1.0)
+                expected = closure()
+            return [(self._at(part, 1.0, closure), expected)]
+
+        with _widened([p for _, p in part.parameters]) if self.halves else nullcontext():
+            ((measured, expected),), most = self._measured(measure)
+        if not close(measured, expected, most):
             logger.warning(
                 "a just-in-time probe measures %g where one in place measures %g: weights are copied for each probe",
                 measured, expected,
             )  # fmt: skip
             self.reached = set()
 
-    def _try_pair(self, direction: Direction, closure: Closure, paired: PairedClosure) -> bool:
+    def _can_pair(self, direction: Direction, closure: Closure, paired: PairedClosure) -> bool:
         """Whether a doubled batch measures what two forwards do."""
-        alone = self._at(direction, 1.0, closure), self._at(direction, -1.0, closure)
-        try:
-            together = self._pair(direction, paired)
-        except (NotDivisible, RuntimeError, ValueError, TypeError, IndexError) as error:
-            logger.info("no probes in pairs: %s", error)
-            return False
-        weights = [p for _, p in direction.parameters]
-        if all(close(a, b, weights) for a, b in zip(together, alone, strict=True)):
-            return True
-        logger.info("no probes in pairs: they measure %s, and two forwards %s", together, alone)
-        return False
+
+        def measure() -> list[tuple[Loss, Loss]]:
+            alone = self._at(direction, 1.0, closure), self._at(direction, -1.0, closure)
+            return list(zip(self._pair(direction, paired), alone, strict=True))
+
+        return self._agree(measure, "no probes in pairs")
+
+
+@contextmanager
+def _widened(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Parameters in float32 for a while, in which directions are added to them without rounding."""
+    originals = [p.data for p in parameters]
+    try:
+        for p in parameters:
+            p.data = p.data.float()
+        yield
+    finally:
+        for p, data in zip(parameters, originals, strict=True):
+            p.data = data

@@ -88,14 +88,14 @@ class JustInTime:
         if by.owners is None:
             by.stacks = moved_copies(self.scratch, few, by)
             return _each_sign(by.stacks, by)
-        vectors = [(name, p) for name, p in by.wholes.items() if p.dim() == 1]
+        vectors = [(name, by.read(p)) for name, p in by.wholes.items() if p.dim() == 1]
         numbers, by.moved, by.stacks = by.owners.numbers, {}, {}
         for device, dtype in {(p.device, p.dtype) for _, p in vectors}:
             here = [(name, p) for name, p in vectors if (p.device, p.dtype) == (device, dtype)]
             sizes = [p.numel() for _, p in here]
-            flat = self.scratch.take(device, dtype, len(numbers) * sum(sizes), -1).view(len(numbers), -1)
+            flat = self.scratch.take(here[0][1], len(numbers) * sum(sizes), -1).view(len(numbers), -1)
             by.stacks |= {name: part for (name, _), part in zip(here, flat.split(sizes, dim=1), strict=True)}
-            tensors, scales = [p.detach() for _, p in here], [by.scales[name] for name, _ in here]
+            tensors, scales = [p for _, p in here], [by.scales[name] for name, _ in here]
             for place, number in enumerate(numbers):
                 outs = [by.stacks[name][place] for name, _ in here]
                 by.directions.perturb_many(outs, tensors, here, by.place._replace(sample=number), scales)
@@ -112,10 +112,12 @@ def moved_copies(
     first: the number of their first row, where they are pieces of parameters; use: which buffers of the scratch.
     """
     signs = 2 if by.paired else 1
-    totals: dict[tuple[torch.device, torch.dtype], int] = {}
+    left: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+    tensors = {name: by.read(t) for name, t in tensors.items()}
     for t in tensors.values():
-        totals[t.device, t.dtype] = totals.get((t.device, t.dtype), 0) + t.numel()
-    left = {key: scratch.take(*key, signs * total, use).view(signs, total) for key, total in totals.items()}
+        if (kind := (t.device, t.dtype)) not in left:
+            total = sum(other.numel() for other in tensors.values() if (other.device, other.dtype) == kind)
+            left[kind] = scratch.take(t, signs * total, use).view(signs, total)
     stacks: dict[str, Tensor] = {}
     for name, t in tensors.items():
         flat, count = left[t.device, t.dtype], t.numel()
@@ -124,7 +126,7 @@ def moved_copies(
         here = [name for name, t in tensors.items() if t.device == device]
         by.directions.perturb_many(
             [stacks[n][0] for n in here],
-            [tensors[n].detach() for n in here],
+            [tensors[n] for n in here],
             [(n, by.wholes[n]) for n in here],
             by.place,
             [by.scales[n] for n in here],
@@ -145,12 +147,12 @@ class Scratch:
         self.buffers: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
         self.depth = 0
 
-    def take(self, device: torch.device, dtype: torch.dtype, count: int, use: int = 0) -> Tensor:
-        """`count` elements, of no particular value."""
-        key = (use, self.depth, device, dtype)
+    def take(self, like: Tensor, count: int, use: int = 0) -> Tensor:
+        """`count` elements, of no particular value, of the dtype and on the device of a tensor."""
+        key = (use, self.depth, like.device, like.dtype)
         buffer = self.buffers.get(key)
         if buffer is None or buffer.numel() < count:
-            buffer = self.buffers[key] = torch.empty(count, dtype=dtype, device=device)
+            buffer = self.buffers[key] = like.detach().new_empty(count)
         return buffer[:count]
 
 
@@ -235,7 +237,7 @@ class Installed:
     def _both(self, x: Tensor, module: nn.Linear) -> Tensor:
         """[2 B, ..., in] -> [2 B, ..., out]: both halves of a paired batch in one product of both perturbed weights."""
         name, by, (rows, width) = self.used["weight"], self.by, module.weight.shape
-        moved = self.scratch.take(x.device, x.dtype, 2 * rows * width, BOTH).view(2, rows, width)
+        moved = self.scratch.take(module.weight, 2 * rows * width, BOTH).view(2, rows, width)
         wholes = [(name, by.wholes[name])]
         by.directions.perturb_many(
             [moved[0]], [module.weight.detach()], wholes, by.place, [by.scales[name]], mirrors=[moved[1]]
@@ -272,8 +274,7 @@ class Installed:
     def _wanted(self, x: Tensor, module: ScoredLinear, wanted: Tensor) -> Tensor:
         """[..., in] -> [..., U]: only the outputs that are wanted, in float32."""
         halves, weight = self._halves(x), module.weight.detach()
-        moved = [torch.empty((len(wanted), weight.shape[1]), dtype=weight.dtype, device=weight.device) for _ in halves]
-        self._perturb_rows(moved, weight, wanted)
+        moved = self._moved_rows(weight, wanted)
         biases = [b["bias"] for b in self._moved({"bias": module.bias})]
         chosen = [None if b is None else b[wanted] for b in biases]
         return torch.cat([float32_linear(h, w, b) for h, w, b in zip(halves, moved, chosen, strict=True)])
@@ -287,11 +288,7 @@ class Installed:
     def _embedding(self, ids: Tensor) -> Tensor:
         assert isinstance(self.module, nn.Embedding)
         weight, half = self.module.weight.detach(), self._halves(ids)[0].numel()
-        shape = (ids.numel(), weight.shape[1])
-        moved = [
-            torch.empty(shape, dtype=weight.dtype, device=weight.device) for _ in range(2 if self.by.paired else 1)
-        ]
-        self._perturb_rows(moved, weight, ids.reshape(-1))
+        moved = self._moved_rows(weight, ids.reshape(-1))
         looked_up = torch.cat([moved[0][:half], moved[1][half:]]) if self.by.paired else moved[0]
         return looked_up.view(*ids.shape, -1)
 
@@ -348,10 +345,16 @@ class Installed:
                 values |= {a: copies[name][sign] for a, name in self.used.items() if name in copies}
         return result
 
-    def _perturb_rows(self, outs: list[Tensor], weight: Tensor, rows: Tensor) -> None:
+    def _moved_rows(self, weight: Tensor, rows: Tensor) -> list[Tensor]:
+        """Rows of a matrix, [U, in], at theta + eps z and, paired, at theta - eps z."""
         name, by = self.used["weight"], self.by
-        mirror = outs[1] if len(outs) == 2 else None
-        by.directions.perturb_rows(outs[0], (name, weight), rows, by.place, by.scales[name], mirror=mirror)
+        if by.wide:
+            z, chosen = by.directions.values(name, weight, by.place, rows) * by.scales[name], weight[rows].float()
+            return [chosen + z, chosen - z] if by.paired else [chosen + z]
+        moved = [weight.new_empty((len(rows), weight.shape[1])) for _ in range(2 if by.paired else 1)]
+        mirror = moved[1] if by.paired else None
+        by.directions.perturb_rows(moved[0], (name, weight), rows, by.place, by.scales[name], mirror=mirror)
+        return moved
 
 
 def _joined(first: Any, second: Any) -> Any:

@@ -21,10 +21,12 @@ class InFloat32(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """A 16-bit dtype that is asked for means float32; a 16-bit tensor that is written to stays."""
-        args, kwargs = tree_map(_meant, (args, kwargs or {}))
+        if func is not Tensor.view:  # which reads the same bits as another dtype
+            args, kwargs = tree_map(_meant, (args, kwargs or {}))
+        kwargs = kwargs or {}
         tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         mixed = any(tensor.dtype == torch.float32 for tensor in tensors)
-        if mixed and not (_writes(func) and tensors[0].dtype in HALVES):
+        if mixed and func.__name__ != "__set__" and not (_writes(func) and tensors[0].dtype in HALVES):
             args, kwargs = tree_map(_widened, (args, kwargs))
         result = func(*args, **kwargs)
         return _widened(result) if func is functional.embedding else result
