@@ -50,8 +50,9 @@ def measured(family: str, name: str, dtype: torch.dtype, *, wrong: bool = False)
     return mezo.probe
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "qwen2", "gemma2"])
+@pytest.mark.parametrize(
+    ("family", "dtype"), [("opt", torch.bfloat16), ("qwen2", torch.bfloat16), ("llama", torch.float16)]
+)
 @pytest.mark.parametrize("name", ["eggroll", "grzo"])
 @torch.no_grad()
 def test_a_right_one_is_taken(name, family, dtype):
@@ -60,5 +61,5 @@ def test_a_right_one_is_taken(name, family, dtype):
 
 @pytest.mark.parametrize("name", ["eggroll", "grzo"])
 @torch.no_grad()
-def test_a_wrong_one_is_seen(name, monkeypatch):
+def test_a_wrong_one_is_seen(name):
     assert not measured("llama", name, torch.bfloat16, wrong=True).divides
