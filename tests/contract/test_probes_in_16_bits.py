@@ -32,7 +32,7 @@ def measured(family: str, name: str, dtype: torch.dtype, *, wrong: bool = False)
     engine, objective = ScoringEngine(model), Classification()
     prompts = [tuple(chance.choices(range(8, 90), k=20)) for _ in range(COUNT)]
     examples = [Example(tuple(Row((*prompt, option), 20) for option in (5, 6)), 0) for prompt in prompts]
-    whole, batch = objective.batch(engine, examples), objective.batch(engine, examples, range(COUNT))
+    whole, batch = objective.batch(engine, examples), objective.batch(engine, examples, tuple(range(COUNT)))
     alone = [objective.batch(engine, [one]) for one in examples]
 
     def together(owners: Owners):
