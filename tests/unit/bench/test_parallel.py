@@ -33,7 +33,8 @@ def test_a_rate_is_chosen_by_the_development_rows_whatever_runs_at_a_time(monkey
         return {"dev_accuracy" if more else "accuracy": float(rate) + seed, "seconds": 1.0}
 
     monkeypatch.setattr(contenders, "result", result)
-    contenders.measure("mezo-lora", [0, 1], jobs=2)
+    monkeypatch.setitem(contenders.CONTENDERS, "some", contenders.Contender("", ("1e-3", "1e-2")))
+    contenders.measure("some", [0, 1], jobs=2)
     assert '"accuracies": [0.01, 1.01], "learning_rate": "1e-2"' in capsys.readouterr().out
 
 
