@@ -281,7 +281,7 @@ def test_what_a_constant_or_a_factor_of_the_loss_does(method):
     ("dtype", "rounding"), [(torch.float32, "nearest"), (torch.bfloat16, "compensated")], ids=["float32", "bfloat16"]
 )
 def test_stopped_and_continued_is_the_same_run(method, dtype, rounding, tmp_path):
-    """Through a saved state; and replayed from what was measured alone. Every step of two windows is a stop in float32."""
+    """Through a saved state; and replayed from what was measured. In float32 every step of two windows is a stop."""
     model = model_of(dtype)
     start = copy.deepcopy(model)
     mezo = optimizer(model, method, rounding=rounding)
