@@ -148,6 +148,7 @@ class JustInTimeProbe:
                 logger.debug("probes are not held to each other in float32: %s", error)
             finally:
                 self.wide = False
+                self.modules.scratch.buffers.clear()  # float32 ones would stay beside the weights' own
         return measure(), self.tolerance
 
     def _apart(self, direction: Direction, closure: Closure) -> Direction:
