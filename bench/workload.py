@@ -16,6 +16,7 @@ from justforward.optim import MeZO
 from justforward.optim.build import build
 from justforward.optim.methods import METHODS
 from justforward.optim.probes.closures import Shares
+from justforward.optim.probes.graphs import Graphs
 from justforward.scoring import ScoringEngine
 from justforward.scoring.prompts import Row
 from justforward.training.objectives import Classification, Example, ScoredObjective
@@ -86,6 +87,13 @@ class Step:
         self.measure()
         self.measure()
 
+    @torch.no_grad()
+    def two_replays(self) -> None:
+        """The same as CUDA graphs."""
+        assert self.mezo.graphs is not None
+        with self.mezo.graphs.used():
+            self.two_forwards()
+
     def textbook(self) -> None:
         """The reference's step on the same examples."""
         options = [(option,) for option in OPTIONS]
@@ -136,17 +144,19 @@ def step_on(
     samples: int | None = None,
     tokens: int = TOKENS,
     device: str | None = None,
+    graphs: bool = False,
 ) -> Step:
     """A step of that model to measure; it has been run once, so kernels are compiled and probes verified.
 
     samples: directions, where it is not the method's own number; tokens: of a prompt; device: where the model
-    computes, if not where its weights are.
+    computes, if not where its weights are; graphs: whether passes of probes are CUDA graphs.
     """
     vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     prompts = prompts_of(examples, vocabulary, tokens)
     rows = [Example(tuple(Row((*p, option), len(p)) for option in OPTIONS), 0) for p in prompts]
     engine = ScoringEngine(model, device=None if device is None else torch.device(device))
     objective = Classification()
+    engine.graphs = Graphs(model) if graphs else None
     if compiled:
         engine.caller = torch.compile(model)  # type: ignore[assignment]
     batch = objective.batch(engine, rows)
@@ -159,9 +169,10 @@ def step_on(
         "split": chosen.split,
         "shaping": chosen.shaping,
     }
-    mezo = MeZO(named, lr=1e-6, eps=1e-3, model=model, probe=probe, noise=noise, rule=rule, **settings)
+    made = {"model": model, "probe": probe, "noise": noise, "rule": rule, "graphs": engine.graphs}
+    mezo = MeZO(named, lr=1e-6, eps=1e-3, **made, **settings)
     pair = (lambda: objective.measure_pair(engine, batch)) if engine.fits(batch.plan) > 1 else None
     shares = shares_of(objective, engine, rows, chosen.samples) if chosen.split else None
-    made = Step(model, mezo, lambda: objective.measure(engine, batch).loss, pair, prompts, shares)
-    made.run()
-    return made
+    step = Step(model, mezo, lambda: objective.measure(engine, batch).loss, pair, prompts, shares)
+    step.run()
+    return step

@@ -30,9 +30,9 @@ def measure(where: Where) -> None:
     """A step of all parameters, with few tokens and with many; and the slowest of what is scored."""
     shape = where.pick("1.3b", "thin")
     model = model_of(shape, torch.bfloat16, where.device)
-    for tokens in (TOKENS, where.pick(399, 99)):
-        made = step_on(model, tokens=tokens)
-        what = f"OPT-{shape}, bf16, 16 x {tokens + 1} tokens"
+    for tokens, graphs in ((TOKENS, False), (TOKENS, True), (where.pick(399, 99), False)):
+        made = step_on(model, tokens=tokens, graphs=graphs)
+        what = f"OPT-{shape}, bf16, 16 x {tokens + 1} tokens{', CUDA graphs' if graphs else ''}"
         host(where, what, {"step": made.run, "two forwards": made.two_forwards})
         waits(where, f"a step: {what}", made.run)
         kernels(where, f"a step: {what}", made.run)

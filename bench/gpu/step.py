@@ -64,6 +64,10 @@ def full(where: Where, shape: str, tokens: Sequence[int]) -> None:
         over_forwards(where, made, what)
         memory(where, made, what)
         del made
+        made = step_on(model, examples=EXAMPLES, tokens=count, graphs=True)
+        over_forwards(where, made, f"{what}, CUDA graphs")
+        memory(where, made, f"{what}, CUDA graphs")
+        del made
     del model
     _release(where)
 
@@ -91,7 +95,12 @@ def adapters(where: Where, shape: str) -> None:
         model = adapted(model_of(shape, BF16, where.device), method)
         for tokens in lengths(where):
             made = step_on(model, examples=EXAMPLES, tokens=tokens)
-            over_forwards(where, made, f"OPT-{shape}, bf16, {method}, {EXAMPLES} x {tokens + 1} tokens")
+            what = f"OPT-{shape}, bf16, {method}, {EXAMPLES} x {tokens + 1} tokens"
+            over_forwards(where, made, what)
+            if method == "lora":  # a prefix is a cache, which is not recorded
+                over_forwards(
+                    where, step_on(model, examples=EXAMPLES, tokens=tokens, graphs=True), f"{what}, CUDA graphs"
+                )
             del made
         del model
         _release(where)
@@ -107,10 +116,13 @@ def own_directions(where: Where, shape: str) -> None:
 
 
 def over_forwards(where: Where, made: Step, what: str) -> None:
-    """A whole step over the two forwards that it cannot do without."""
+    """A whole step over the two forwards that it cannot do without, and over the same as graphs where it has some."""
+    ways = {"two forwards": made.two_forwards, "step": made.run}
+    if made.mezo.graphs is not None:
+        ways["two replays"] = made.two_replays
     compare(
         f"step / two forwards: {what}",
-        {"two forwards": made.two_forwards, "step": made.run},
+        ways,
         runs=where.pick(9, 2),
         device=where.device,
         goal="<= 1.05",

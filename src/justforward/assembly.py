@@ -273,7 +273,7 @@ class Assembly:
         """The Trainer, and its arguments beside those that all have; `record` and `command` are the job for the log."""
         job = self.job
         if job.trainer == "zo":
-            return ObjectiveMeZOTrainer, self.mezo_settings(record)
+            return ObjectiveMeZOTrainer, {**self.mezo_settings(record), "zo_cuda_graphs": job.zo_cuda_graphs}
         if job.trainer == "guided":
             return GuidedTrainer, {
                 "rounding": job.zo_rounding,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from justforward.noise import DISTRIBUTIONS, ROUNDINGS, NoiseBackend, backend, noise_key, reference
+from justforward.noise import DISTRIBUTIONS, ROUNDINGS, NoiseBackend, backend, noise_key, recording, reference
 
 BACKENDS: list = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 # Where Triton is installed, TRITON_INTERPRET=1 runs its kernel on the CPU.
@@ -363,3 +363,29 @@ def test_scalar_and_empty_tensors(noise, device, distribution):
     scalar, empty = torch.zeros((), device=device), torch.zeros(0, 3, device=device)
     noise.add_([empty, scalar], [KEY, KEY], 1.0, distribution=distribution)
     assert scalar.item() == drawn(distribution, KEY, 0, 1)[0]
+
+
+@pytest.mark.parametrize("noise", BACKENDS[1:], indirect=True)
+def test_a_recorded_launch_takes_key_and_scale_from_its_row(noise, device, dtype, distribution):
+    recorded, launches = (noise_key(1, 2, 3, "x"), 0.01), recording.Launches(device)
+    launches.write([(KEY, -0.02)])
+    weight, table = weights(5000, dtype).to(device), weights(6000, dtype).view(20, 300).to(device)
+    rows = torch.tensor([3, 0, 19], device=device)
+    outs, others = ([torch.empty_like(weight) for _ in range(2)] for _ in range(2))
+    with recording.recording(launches):
+        noise.perturb_many([outs[0]], [weight], [recorded[0]], recorded[1], 0, distribution, [outs[1]])
+    noise.perturb_many([others[0]], [weight], [KEY], -0.02, 0, distribution, [others[1]])
+    chosen, plain = (torch.empty(3, 300, dtype=dtype, device=device) for _ in range(2))
+    with recording.recording(launches):
+        noise.perturb_rows(chosen, table, rows, *recorded, distribution)
+    noise.perturb_rows(plain, table, rows, KEY, -0.02, distribution)
+    assert launches.made == [recorded]
+    for made, expected in zip([*outs, chosen], [*others, plain], strict=True):
+        assert_same_bits(made, expected.cpu())
+
+
+@pytest.mark.parametrize("noise", BACKENDS[1:], indirect=True)
+def test_launches_that_tensors_share_are_not_recorded(noise, device):
+    tensors = [weights(100, torch.float32).to(device) for _ in range(2)]
+    with recording.recording(recording.Launches(device)), pytest.raises(recording.NotRecordable):
+        noise.perturb_many([torch.empty_like(t) for t in tensors], tensors, [1, 2], 0.1)

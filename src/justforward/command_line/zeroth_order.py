@@ -103,6 +103,12 @@ class ZerothOrderArguments:
         "where pairs are not faster.",
         choices=("auto", "paired", "just_in_time", "copy", "in_place"),
     )
+    zo_cuda_graphs: bool = arg(
+        MEZO,
+        False,
+        "On an NVIDIA GPU: record a probe's passes as CUDA graphs, one for each shape of batch, and replay them. For "
+        "small batches, whose kernels take longer to launch than to run (docs/performance.md).",
+    )
     zo_offload: str = arg(
         MEZO,
         "none",

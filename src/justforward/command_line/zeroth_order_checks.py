@@ -44,8 +44,12 @@ def method_rules(job: JobArguments, given: Mapping[str, Any]) -> list[Rule]:
     directions, plain = job.zo_directions or METHODS[job.zo_method].directions, f"--zo_method {job.zo_method}"
     dense = directions == "dense" and _rule(job) == "sgd"
     if job.trainer != "zo":
-        return [(job.tune_scales, "--tune_scales moves scales where they lie, by forward passes: use --trainer zo")]
+        return [
+            (job.tune_scales, "--tune_scales moves scales where they lie, by forward passes: use --trainer zo"),
+            (job.zo_cuda_graphs, "--zo_cuda_graphs records the probes of --trainer zo: use it, or leave it out"),
+        ]
     return [
+        *_graph_rules(job, given, directions),
         (
             job.tune_scales and (not dense or job.zo_split or job.zo_probe not in ("auto", "copy", "in_place")),
             "--tune_scales moves scales where they lie: use dense directions, and leave --zo_split and --zo_probe out",
@@ -78,6 +82,24 @@ def method_rules(job: JobArguments, given: Mapping[str, Any]) -> list[Rule]:
         (
             directions != "dense" and job.zo_probe == "in_place",
             f"--zo_probe in_place takes dense directions, and these are {directions}: leave it out",
+        ),
+    ]
+
+
+def _graph_rules(job: JobArguments, given: Mapping[str, Any], directions: str) -> list[Rule]:
+    barred = [name for name in ("torch_compile", "fsdp", "bf16", "fp16", "use_cpu") if given.get(name)]
+    barred += [name for name in ("prefix_tuning", "non_diff") if getattr(job, name)]
+    barred += ["zo_offload"] if job.zo_offload != "none" else []
+    return [
+        (
+            job.zo_cuda_graphs and barred != [],
+            "--zo_cuda_graphs records plain passes over weights that stay on one GPU: leave "
+            f"--{''.join(barred[:1])} out",
+        ),
+        (
+            job.zo_cuda_graphs and (directions != "dense" or job.zo_split),
+            f"--zo_cuda_graphs takes dense directions of a whole batch, and --zo_method {job.zo_method} has others: "
+            "leave one of them out",
         ),
     ]
 

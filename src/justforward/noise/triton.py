@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from justforward.noise import reference
+from justforward.noise import recording, reference
 from justforward.noise.checks import (
     check_definition,
     check_draw,
@@ -170,9 +170,11 @@ class TritonNoise:
             # A row may begin anywhere in a block: room for the worst case.
             programs = triton.cdiv((size - 2) // reference.GAUSSIAN_BLOCK + 2, BLOCKS)
             with _on(out):
+                row = _row(key, scale)
                 kernels.rows_of[(len(rows), programs)](  # pyright: ignore[reportIndexIssue]
-                    out.detach(), None if mirror is None else mirror.detach(), tensor.detach(), rows.contiguous(),
-                    size, *_halves(key), float(np.float32(scale)), enable_fp_fusion=False, **options,
+                    out.detach(), None if mirror is None else mirror.detach(), tensor.detach(), rows.contiguous(), row,
+                    size, *_halves(key), float(np.float32(scale)), RECORDED=row is not None, enable_fp_fusion=False,
+                    **options,
                 )  # fmt: skip
         mark_written([out] if mirror is None else [out, mirror])
 
@@ -211,15 +213,24 @@ def _launch(one: Pass, binary: bool, rounding: str, given: torch.Tensor | None =
         return
     unit, size = _unit(binary), one.dst.numel()
     programs = _programs(one, binary)
-    options = _options(one, binary, rounding) | {"GIVEN": given is not None, "WIDE": size + 64 * unit >= 2**31}
+    row = _row(one.key, one.scale)
+    options = _options(one, binary, rounding) | {"GIVEN": given is not None, "RECORDED": row is not None}
+    options["WIDE"] = size + 64 * unit >= 2**31
     with _on(one.dst):
         kernels.one[(programs,)](  # pyright: ignore[reportIndexIssue]
-            one.dst, one.mirror, one.src, one.residual, given, size, one.start // unit, one.start % unit,
+            one.dst, one.mirror, one.src, one.residual, given, row, size, one.start // unit, one.start % unit,
             *_halves(one.key), float(np.float32(one.keep)), float(np.float32(one.scale)), **options,
         )  # fmt: skip
 
 
+def _row(key: int, scale: float) -> torch.Tensor | None:
+    launches = recording.current()
+    return None if launches is None else launches.row(key, scale)
+
+
 def _launch_many(passes: Sequence[Pass], binary: bool, rounding: str, even: bool) -> None:
+    if recording.current() is not None:
+        raise recording.NotRecordable("small tensors share a launch")
     unit, count = _unit(binary), len(passes)
     programs = np.array([_programs(one, binary) for one in passes])
     table = np.empty(count * kernels.COLUMNS + programs.sum(), np.int64)

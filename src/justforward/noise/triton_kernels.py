@@ -220,13 +220,25 @@ def _sign_blocks(
         _write(dst, mirror, src, residuals, None, at + 3 * LANES, size, z3, r3, keep, scale, MODE, MIRROR, False)
 
 
+@triton.jit
+def _of_row(row):
+    """The words of a key, low and high, and a scale: recording.Launches."""
+    key, scale = tl.load(row), tl.load(row + 1).to(tl.int32).to(tl.float32, bitcast=True)
+    return key.to(tl.int32), (key >> 32).to(tl.int32), scale
+
+
 @triton.jit(do_not_specialize=["block", "key_low", "key_high"])
 def one(
-    dst, mirror, src, residuals, given, size, block, shift, key_low, key_high, keep, scale, MODE: tl.constexpr,
-    BINARY: tl.constexpr, MIRROR: tl.constexpr, GIVEN: tl.constexpr, WIDE: tl.constexpr,
+    dst, mirror, src, residuals, given, row, size, block, shift, key_low, key_high, keep, scale, MODE: tl.constexpr,
+    BINARY: tl.constexpr, MIRROR: tl.constexpr, GIVEN: tl.constexpr, WIDE: tl.constexpr, RECORDED: tl.constexpr,
     BLOCKS: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
-    """A tensor. Triton is told what of `size`, `shift` and addresses 16 divides: it makes wide loads of that."""
+    """A tensor. Triton is told what of `size`, `shift` and addresses 16 divides: it makes wide loads of that.
+
+    RECORDED: key and scale are those of `row`.
+    """
+    if RECORDED:
+        key_low, key_high, scale = _of_row(row)
     program = tl.program_id(0)
     if WIDE:
         program = program.to(tl.int64)
@@ -244,10 +256,12 @@ def one(
 
 @triton.jit(do_not_specialize=["key_low", "key_high"])
 def rows_of(
-    dst, mirror, src, rows, size, key_low, key_high, scale,
-    BINARY: tl.constexpr, MIRROR: tl.constexpr, BLOCKS: tl.constexpr,
+    dst, mirror, src, rows, row, size, key_low, key_high, scale,
+    BINARY: tl.constexpr, MIRROR: tl.constexpr, RECORDED: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Rows of a table, of `size` elements each: the grid's first axis counts them, its second the blocks of each."""
+    if RECORDED:
+        key_low, key_high, scale = _of_row(row)
     u = tl.program_id(0).to(tl.int64)
     begin = tl.load(rows + u) * size
     dst += u * size

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -25,6 +26,8 @@ from justforward.optim.given import check_numbers, check_probes, named, trainabl
 from justforward.optim.log import TrajectoryWriter
 from justforward.optim.probes.choose import choose_probe
 from justforward.optim.probes.closures import Closure, Copies, PairedClosure, Shares
+from justforward.optim.probes.graphs import Graphs
+from justforward.optim.probes.just_in_time import JustInTimeProbe
 from justforward.optim.probes.several import divided, one_sided
 from justforward.optim.rules.base import Rule
 from justforward.optim.rules.estimate import Estimate, make_estimate, over_second_moment
@@ -71,6 +74,7 @@ class MeZO(torch.optim.Optimizer):
             share of the directions, and the ranks of a group average their losses. At most `samples`.
         check_every: under torch.distributed, after so many steps the ranks compare checksums of their weights, and
             RankError names one that differs; 0 never does. Sharded weights are not compared.
+        graphs: where passes of the probes are recorded as CUDA graphs; see `justforward.optim.probes.graphs`.
 
     Example:
             optimizer = MeZO(model.named_parameters(), lr=1e-6, eps=1e-3)
@@ -99,6 +103,7 @@ class MeZO(torch.optim.Optimizer):
         max_skipped: int = 20,
         direction_groups: int = 1,
         check_every: int = 0,
+        graphs: Graphs | None = None,
     ):
         check_numbers(lr=lr, eps=eps, weight_decay=weight_decay, rounding=rounding, clip=clip)
         check_probes(samples, sides, shaping, split=split, direction_groups=direction_groups)
@@ -110,6 +115,9 @@ class MeZO(torch.optim.Optimizer):
         self.rule = rule if rule is not None else SGD()
         pairs = [pair for group in self.param_groups for pair in named(group)]
         self.probe = choose_probe(probe, model, pairs, self.noise)
+        self.graphs = graphs
+        if isinstance(self.probe, JustInTimeProbe):
+            self.probe.modules.graphs = graphs
         check_update(pairs, self.noise, self.rule, self.probe.name)
         self.rounding = rounding if isinstance(self.noise, Directions) else "nearest"
         self.samples, self.sides, self.split, self.shaping = samples, sides, split, shaping
@@ -191,12 +199,13 @@ class MeZO(torch.optim.Optimizer):
         """
         own = Ranks.current(self.direction_groups).directions(self.samples)
         directions = [self._direction(sample) for sample in own]
-        if self.split:
-            losses = divided(self.probe, directions, shares)
-        elif self.sides == 1:
-            losses = one_sided(self.probe, directions, closure, copies)
-        else:
-            losses = [loss for direction in directions for loss in self.probe.losses(direction, closure, paired)]
+        with nullcontext() if self.graphs is None else self.graphs.used():
+            if self.split:
+                losses = divided(self.probe, directions, shares)
+            elif self.sides == 1:
+                losses = one_sided(self.probe, directions, closure, copies)
+            else:
+                losses = [loss for direction in directions for loss in self.probe.losses(direction, closure, paired)]
         # One transfer for all: no host synchronisation stands between the probes.
         values = torch.stack([torch.as_tensor(loss).detach() for loss in losses]).double().tolist()
         for place, i in enumerate(own):

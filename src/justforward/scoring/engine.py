@@ -11,7 +11,7 @@ import inspect
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,7 @@ from justforward.compat import CACHE
 from justforward.models.residual import inputs_seen
 from justforward.optim.directions.base import Owners
 from justforward.optim.distribution.shards import is_sharded
+from justforward.optim.probes.graphs import MULTIPLE, Graphs
 from justforward.optim.scored_head import ScoredLinear, install
 from justforward.scoring.continued import continued
 from justforward.scoring.guide import Guide
@@ -102,6 +103,8 @@ class ScoringEngine:
         """What frozen blocks give for some rows; passes over these start behind them."""
         self.guide: Guide | None = None
         """Who is shown what passes compute on their way."""
+        self.graphs: Graphs | None = None
+        """Where passes of a training's probes are recorded."""
         self.halved = False
         """Whether memory has run out once, and the token budget been halved."""
         self.one_forward = False
@@ -153,7 +156,10 @@ class ScoringEngine:
         caches = (True, False) if shares else (False,)
         trees = (True, False) if self.takes_masks else (False,)
         for share, pack in itertools.product(caches, trees):
-            plan = make_plan(rows, token_budget=self.token_budget, share_prefix=share, pack_trees=pack, owners=owners)
+            plan = make_plan(
+                rows, token_budget=self.token_budget, share_prefix=share, pack_trees=pack, owners=owners,
+                multiple=1 if self.graphs is None else MULTIPLE,
+            )  # fmt: skip
             if self.proofs is None or self.proofs.hold(plan, rows, self.token_budget):
                 return plan
         return plan_alone(rows)
@@ -241,32 +247,29 @@ class ScoringEngine:
     def _forward(self, forward: Forward, cache: Any, cached: int, copies: int, normalise: bool) -> Tensor:
         """One pass over [B, N] tokens -> [copies, T] float32 log-probabilities of its scored tokens."""
 
-        def on_host(array: np.ndarray) -> Tensor:
-            value = torch.from_numpy(array)
-            return value if copies == 1 else value.repeat(copies, *[1] * (value.dim() - 1))
-
         def tensor(array: np.ndarray) -> Tensor:
-            return sent(on_host(array), self.device)
+            value = torch.from_numpy(array)
+            return sent(value if copies == 1 else value.repeat(copies, *[1] * (value.dim() - 1)), self.device)
 
-        keep, target = Kept.of(on_host(forward.keep), self.device), sent(torch.from_numpy(forward.target), self.device)
-        arguments: dict = {"input_ids": tensor(forward.input_ids), "use_cache": cache is not None}
-        if self.keeps_logits:
-            arguments["logits_to_keep"] = keep
+        # A graph is of one shape: a few are to do for all batches.
+        multiple = 1 if self.graphs is None or self.owners is not None else MULTIPLE
+        keep = Kept.of(torch.from_numpy(forward.keep), self.device, copies, multiple)
+        target = sent(torch.from_numpy(forward.target), self.device)
+        inputs: dict[str, Tensor] = {"input_ids": tensor(forward.input_ids)}
         # A doubled batch gives every position: tables of positions are otherwise looked up once for all rows.
         apart = copies > 1 or self.owners is not None
         if self.takes_positions and (forward.mask is not None or cache is not None or apart):
-            arguments["position_ids"] = tensor(forward.position_ids) + self.position_offset
+            inputs["position_ids"] = tensor(forward.position_ids) + self.position_offset
         if forward.mask is not None:
-            arguments["attention_mask"] = self._additive(tensor(forward.mask), cached)
-        if cache is not None:
-            arguments[CACHE] = continued(cache, len(forward.input_ids))
-        wanted, index = None, target
+            inputs["attention_mask"] = self._additive(tensor(forward.mask), cached)
+        index = target
         guide = None if self.guide is None or copies > 1 else self.guide
         if guide is not None:
             guide.begin(keep)
         if not (normalise or self.head is None or torch.is_grad_enabled()):
             ids, places = np.unique(forward.target, return_inverse=True)
-            wanted, index = (sent(torch.from_numpy(array), self.device) for array in (ids, places))
+            ids = np.pad(ids, (0, -len(ids) % multiple), mode="edge")
+            inputs["wanted"], index = (sent(torch.from_numpy(array), self.device) for array in (ids, places))
         if self.owners is not None:
             owner = torch.from_numpy(forward.owner)
             if copies > 1:
@@ -274,11 +277,14 @@ class ScoringEngine:
             owner = sent(owner, self.device)
             self.owners.tell(owner, keep if self.keeps_logits else torch.ones_like(keep), keep.shape[1])
         states = self.kept.of(forward, self.device) if self.kept is not None and cache is None else None
-        watching = nullcontext() if guide is None else inputs_seen(guide.watched, guide.see)
-        with _wanting(self.head, wanted), self._starting(states, copies), watching:
-            logits = self._call(**arguments).logits
-        if not self.keeps_logits:
-            logits = logits[keep]
+        if states is not None:
+            inputs["states"] = states.repeat(copies, 1, 1)
+        if self.graphs is None or cache is not None or guide is not None:
+            with nullcontext() if guide is None else inputs_seen(guide.watched, guide.see):
+                logits = self._logits(inputs, keep, cache)
+        else:
+            parts = {"keep": keep.as_subclass(Tensor), "index": keep.index}
+            logits = self.graphs.call(self._of_parts, inputs | parts)
         logits = logits.float().view(copies, -1, logits.shape[-1])  # [copies, K, V]
         source = sent(torch.from_numpy(forward.source), self.device)
         picked = logits[:, source, index]
@@ -288,15 +294,30 @@ class ScoringEngine:
             guide.end(logits[0], source, target, torch.from_numpy(forward.output), normalise=normalise)
         return picked
 
+    def _logits(self, inputs: Mapping[str, Tensor], keep: Kept, cache: Any = None) -> Tensor:
+        """[K, V], or with `wanted` among the inputs [K, U]: of the positions kept."""
+        arguments: dict[str, Any] = {**inputs, "use_cache": cache is not None}
+        wanted, states = arguments.pop("wanted", None), arguments.pop("states", None)
+        if self.keeps_logits:
+            arguments["logits_to_keep"] = keep
+        if cache is not None:
+            arguments[CACHE] = continued(cache, len(inputs["input_ids"]))
+        with _wanting(self.head, wanted), self._starting(states):
+            logits = self._call(**arguments).logits
+        return logits if self.keeps_logits else logits[keep]
+
+    def _of_parts(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """`_logits`, where all that it is a function of are plain tensors."""
+        others = {name: t for name, t in inputs.items() if name not in ("keep", "index")}
+        return self._logits(others, Kept.made(inputs["keep"], inputs["index"]))
+
     def _call(self, **arguments: Any) -> Any:
         # PEFT's own forward of a prefix-tuned model would put its prefix in again.
         caller: Any = self.model.get_base_model() if self.prefix_length else self.caller  # type: ignore[operator]
         return caller(**arguments)
 
-    def _starting(self, states: Tensor | None, copies: int) -> AbstractContextManager[None]:
-        if states is None or self.kept is None:
-            return nullcontext()
-        return self.kept.upper.starting(states.repeat(copies, 1, 1))
+    def _starting(self, states: Tensor | None) -> AbstractContextManager[None]:
+        return nullcontext() if states is None or self.kept is None else self.kept.upper.starting(states)
 
     def _first_cache(self, prefix: tuple[int, ...], copies: int) -> tuple[Any, int]:
         """The KV cache, a row per copy, that all sequences continue, and its length: trained prefix, shared tokens."""

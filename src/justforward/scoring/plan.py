@@ -118,16 +118,18 @@ def make_plan(
     pack_trees: bool = True,
     pass_tokens: int = PASS_TOKENS,
     owners: Sequence[int] | None = None,
+    multiple: int = 1,
 ) -> Plan:
     """Plan the forward passes that score `rows`, in any order, with at most `token_budget` tokens in each.
 
     A sequence longer than the budget gets a forward of its own. `share_prefix=False` uses no KV cache;
     `pack_trees=False` feeds every distinct row by itself, unless it is the beginning of another; `pass_tokens` is the
-    cost of a forward, in tokens; rows of different `owners` share no sequence.
+    cost of a forward, in tokens; rows of different `owners` share no sequence; sequences are padded to a multiple of
+    `multiple` tokens.
     """
     prefix = _common_prefix(rows) if share_prefix else ()
     sequences = _pack(rows, _Packer(len(prefix), pack_trees, token_budget), owners)
-    return _plan(rows, prefix, _batches(sequences, token_budget, pass_tokens))
+    return _plan(rows, prefix, _batches(sequences, token_budget, pass_tokens), multiple)
 
 
 def plan_alone(rows: Sequence[Row]) -> Plan:
@@ -152,8 +154,8 @@ def _pack(rows: Sequence[Row], packer: _Packer, owners: Sequence[int] | None = N
     return sequences
 
 
-def _plan(rows: Sequence[Row], prefix: tuple[int, ...], batches: list[list[Packed]]) -> Plan:
-    forwards = [_pad(batch) for batch in batches]
+def _plan(rows: Sequence[Row], prefix: tuple[int, ...], batches: list[list[Packed]], multiple: int = 1) -> Plan:
+    forwards = [_pad(batch, multiple) for batch in batches]
     return Plan(
         lengths=_lengths(rows),
         prefix=prefix,
@@ -282,8 +284,8 @@ def _cuts(lengths: list[int], token_budget: int, pass_tokens: int) -> list[int]:
     return cuts
 
 
-def _pad(batch: list[Packed]) -> Forward:
-    n = len(batch[0].tokens)
+def _pad(batch: list[Packed], multiple: int) -> Forward:
+    n = -(-len(batch[0].tokens) // multiple) * multiple
     input_ids = np.zeros((len(batch), n), dtype=np.int64)
     position_ids = np.zeros((len(batch), n), dtype=np.int64)
     keep = np.zeros((len(batch), n), dtype=bool)

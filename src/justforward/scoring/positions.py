@@ -28,12 +28,19 @@ class Kept(Tensor):
     """int64 [K], of the flattened mask, where the mask is."""
 
     @classmethod
-    def of(cls, mask: Tensor, device: torch.device | str = "cpu") -> Kept:
-        """The positions of a mask that is on the host, for a device."""
-        return cls._made(sent(mask, device), sent(mask.flatten().nonzero().flatten(), device))
+    def of(cls, mask: Tensor, device: torch.device | str = "cpu", copies: int = 1, multiple: int = 1) -> Kept:
+        """The positions of a mask that is on the host, for a device and so many copies of the batch.
+
+        multiple: the last position of a copy is read again until there are a multiple of so many.
+        """
+        index = mask.flatten().nonzero().flatten()
+        index = torch.cat([index, index[-1:].expand(-len(index) % multiple)])
+        every = (index + mask.numel() * torch.arange(copies)[:, None]).flatten()
+        return cls.made(sent(mask.repeat(copies, 1), device), sent(every, device))
 
     @classmethod
-    def _made(cls, mask: Tensor, index: Tensor) -> Kept:
+    def made(cls, mask: Tensor, index: Tensor) -> Kept:
+        """Of its parts."""
         kept = mask.as_subclass(cls)
         kept.index = index
         return kept
@@ -46,7 +53,7 @@ class Kept(Tensor):
                 return args[0].flatten(0, 1).index_select(0, found.index.to(args[0].device))
             result = func(*args, **(kwargs or {}))
             if func is Tensor.to and type(result) is Tensor:  # a model that is spread moves what it is given
-                return cls._made(result, args[0].index.to(result.device))
+                return cls.made(result, args[0].index.to(result.device))
         return result
 
 

@@ -71,7 +71,8 @@ def needs(plan: Plan, token_budget: int) -> dict[Kind, Size]:
     """The largest size of each kind in a plan. A plain row that no other fits beside is no short cut."""
     found: dict[Kind, Size] = {}
     for forward in plan.forwards:
-        kind, width = Kind(forward.mask is not None, bool(plan.prefix)), forward.input_ids.shape[1]
+        kind = Kind(forward.mask is not None, bool(plan.prefix))
+        width = max(sum(len(piece.fed) - piece.start for piece in pieces) for pieces in forward.pieces)
         if any(kind) or len(forward.input_ids) > 1 or 2 * width <= token_budget:
             size = Size(len(plan.prefix), int(forward.position_ids.max()) + 1, width)
             found[kind] = size.union(found.get(kind, size))

@@ -17,6 +17,7 @@ from transformers import EvalPrediction, Trainer
 from justforward.optim.directions.base import Owners
 from justforward.optim.distribution.shards import is_sharded
 from justforward.optim.probes.closures import Copies, Shares
+from justforward.optim.probes.graphs import Graphs
 from justforward.scoring import ScoringEngine
 from justforward.training.checkpoint_trainer import CheckpointMixin
 from justforward.training.counting import count
@@ -190,7 +191,18 @@ class ObjectiveTrainer(ObjectiveMixin, CheckpointMixin, Trainer):
 
 
 class ObjectiveMeZOTrainer(ObjectiveMixin, MeZOMixin, Trainer):
-    """MeZO on an objective."""
+    """MeZO on an objective.
+
+    Args:
+        zo_cuda_graphs: the passes of probes are recorded; ValueError where the model computes on no NVIDIA GPU.
+    """
+
+    def __init__(self, *args: Any, engine: ScoringEngine, zo_cuda_graphs: bool = False, **kwargs: Any):
+        if zo_cuda_graphs and (engine.device.type != "cuda" or torch.version.cuda is None):
+            raise ValueError("--zo_cuda_graphs is for an NVIDIA GPU, and the model is on none: leave it out")
+        super().__init__(*args, engine=engine, **kwargs)
+        if zo_cuda_graphs:
+            self.mezo_settings["graphs"] = engine.graphs = Graphs(engine.model)
 
 
 def _accuracy(evaluated: EvalPrediction) -> dict[str, float]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from torch import Tensor, nn
 
@@ -121,7 +121,8 @@ class JustInTimeProbe:
     def _agree(self, measure: Callable[[], list[tuple[Loss, Loss]]], otherwise: str) -> bool:
         """Whether a short cut measures what the plain way does; else why not is told."""
         try:
-            pairs, most = self._measured(measure)
+            with self._settling():
+                pairs, most = self._measured(measure)
         except (NotDivisible, RuntimeError, ValueError, TypeError, IndexError) as error:
             logger.info("%s: %s", otherwise, error)
             return False
@@ -130,6 +131,10 @@ class JustInTimeProbe:
         short, plain = max(pairs, key=lambda pair: abs(float(pair[0]) - float(pair[1])))
         logger.info("%s: %g in place of %g", otherwise, short, plain)
         return False
+
+    def _settling(self) -> AbstractContextManager[None]:
+        """Inside, nothing is recorded, for no step will compute it again."""
+        return nullcontext() if self.modules.graphs is None else self.modules.graphs.used(False)
 
     def _measured(self, measure: Callable[[], list[tuple[Loss, Loss]]]) -> tuple[list[tuple[Loss, Loss]], float]:
         """The losses of two ways, and how far apart rounding may leave them.
@@ -154,8 +159,9 @@ class JustInTimeProbe:
     def _apart(self, direction: Direction, closure: Closure) -> Direction:
         """The part of a direction that cannot be made just in time, once the first forward has been watched."""
         if self.reached is None:
-            self._watch(direction, closure)
-            self._verify(direction, closure)
+            with self._settling():
+                self._watch(direction, closure)
+                self._verify(direction, closure)
         assert self.reached is not None
         return direction.only({name for name, _ in direction.parameters} - self.reached)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from justforward.optim.directions.base import NotDivisible, Perturbation, add_low_rank, piece, whole_rows
 from justforward.optim.probes import members
+from justforward.optim.probes.graphs import Graphs
 from justforward.optim.scored_head import ScoredLinear, float32_linear
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class JustInTime:
 
     def __init__(self, model: nn.Module, parameters: Sequence[tuple[str, Tensor]]):
         self.scratch = Scratch()
+        self.graphs: Graphs | None = None
         self.few = {name: p for name, p in parameters if p.numel() <= FEW}
         trained = sum(p.numel() for _, p in parameters)
         names = {id(p): name for name, p in parameters}
@@ -74,7 +76,8 @@ class JustInTime:
             for module in self.modules:
                 if module.install(by):
                     installed.append(module)
-            yield
+            with nullcontext() if self.graphs is None else self.graphs.at(by, self.scratch.buffers):
+                yield
         finally:
             for module in reversed(installed):
                 module.remove()

@@ -1,0 +1,177 @@
+"""A probe's forward passes as CUDA graphs: a GPU is given all kernels of a pass at once.
+
+Where batches are small the host takes longer to launch a pass's kernels than the GPU to run them. A graph has them
+recorded for one shape of batch, as they read and write the same memory; what a step changes is copied there before it
+is replayed: the batch, and the keys and scales of the noise (`noise.recording`).
+
+    engine.graphs = graphs = Graphs(model)
+    MeZO(model.named_parameters(), model=model, graphs=graphs)
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from justforward.noise import noise_key
+from justforward.noise.recording import Launches, NotRecordable, recording
+from justforward.optim.directions.base import Perturbation
+from justforward.optim.probes.closures import tolerance
+
+MOST = 64
+"""Shapes that are kept; of more, the one that was used longest ago is recorded anew when it comes again."""
+
+MULTIPLE = 16
+"""What a batch is padded to multiples of, so that there are few shapes."""
+
+Inputs = Mapping[str, Tensor]
+Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
+"""Records a function, which has been run before: what replays it, and its result, which each replay writes anew."""
+
+
+class CudaRecorder:
+    """CUDA graphs, all in the same memory: what one leaves there is read before another is replayed."""
+
+    def __init__(self) -> None:
+        self._newest: Any = None
+
+    def __call__(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """See Record."""
+        graph: Any = torch.cuda.CUDAGraph()
+        pool = None if self._newest is None else self._newest.pool()
+        # Of this thread alone: others, such as one that pins batches, may go on.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            result = run()
+        self._newest = graph
+        return graph.replay, result
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A function at one shape. names: of the parameters that the launches perturb, in their order."""
+
+    inputs: Inputs
+    replay: Callable[[], None]
+    result: Tensor
+    launches: Launches
+    names: Sequence[str]
+
+    def __call__(self, inputs: Inputs, by: Perturbation | None) -> Tensor:
+        """What the function gives, until the next replay of any graph."""
+        for name, value in inputs.items():
+            self.inputs[name].copy_(value)
+        _write(self.launches, self.names, by)
+        self.replay()
+        return self.result
+
+
+class Graphs:
+    """The recorded passes of a model.
+
+    Args:
+        model: graphs read its weights where they are.
+        record: how a function is recorded; None: as CUDA graphs.
+    """
+
+    def __init__(self, model: nn.Module, record: Record | None = None):
+        self.model, self.record = model, record or CudaRecorder()
+        self.recorded: dict[Any, Recorded] = {}
+        self._on = False
+        self._by: Perturbation | None = None
+        self._scratch: Mapping[Any, Tensor] = {}
+
+    @contextmanager
+    def used(self, on: bool = True) -> Iterator[None]:
+        """Inside, passes are recorded and replayed; or, where this is false, they are not."""
+        before, self._on = self._on, on
+        try:
+            yield
+        finally:
+            self._on = before
+
+    @contextmanager
+    def at(self, by: Perturbation, scratch: Mapping[Any, Tensor]) -> Iterator[None]:
+        """Inside, modules compute with perturbed weights, made in these buffers."""
+        before = self._by, self._scratch
+        self._by, self._scratch = by, scratch
+        try:
+            yield
+        finally:
+            self._by, self._scratch = before
+
+    def call(self, function: Callable[[Inputs], Tensor], inputs: Inputs) -> Tensor:
+        """function(inputs), which depends on these tensors, the weights and the direction alone.
+
+        What a graph gives is good until the next call. Raises NotRecordable where there can be none.
+        """
+        if not (self._on and self._recordable()):
+            return function(inputs)
+        found = self.recorded.pop(self._key(inputs), None)
+        if found is None:
+            found = self._made(function, inputs)
+            if len(self.recorded) == MOST:
+                self.recorded.pop(next(iter(self.recorded)))
+        self.recorded[self._key(inputs)] = found  # of now: the first run may have made room for perturbed weights
+        return found(inputs, self._by)
+
+    def _recordable(self) -> bool:
+        by = self._by
+        if torch.is_grad_enabled() or torch.is_autocast_enabled("cuda") or _get_current_dispatch_mode() is not None:
+            return False
+        return by is None or (by.owners is None and by.watch is None and not by.wide and by.directions.draws_in_place)
+
+    @functools.cached_property
+    def _weights(self) -> list[Tensor]:
+        return [*self.model.parameters(), *self.model.buffers()]
+
+    def _key(self, inputs: Inputs) -> Any:
+        by, memory = self._by, [*self._weights, *self._scratch.values()]
+        return (
+            None if by is None else (by.paired, *by.scales),
+            tuple((name, t.shape, t.dtype) for name, t in inputs.items()),
+            tuple(t.data_ptr() for t in memory),
+        )
+
+    def _made(self, function: Callable[[Inputs], Tensor], inputs: Inputs) -> Recorded:
+        """A graph that has been held to the function itself."""
+        expected = function(inputs)
+        own, launches = {name: t.clone() for name, t in inputs.items()}, Launches(expected.device)
+        with recording(launches):
+            function(own)  # compiles the kernels that are to be recorded
+        try:
+            with recording(launches):
+                replay, result = self.record(lambda: function(own))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise NotRecordable(f"passes of this model cannot be recorded as CUDA graphs ({reason})") from error
+        made = Recorded(own, replay, result, launches, _names(launches, self._by))
+        difference = float((made(inputs, self._by).float() - expected.float()).abs().max())
+        if difference > tolerance(self._weights) * max(1.0, float(expected.abs().max())):
+            raise NotRecordable(f"a CUDA graph of this model gives logits that differ by {difference:.2g}")
+        return made
+
+
+def _names(launches: Launches, by: Perturbation | None) -> list[str]:
+    """Of the parameters whose keys and scales recorded launches have. Raises NotRecordable for others."""
+    known = {} if by is None else {(noise_key(*by.place, n), float(np.float32(s))): n for n, s in by.scales.items()}
+    try:
+        return [known[key, float(np.float32(scale))] for key, scale in launches.made]
+    except KeyError:
+        raise NotRecordable("a pass draws noise that is not its direction's: it cannot be recorded") from None
+
+
+def _write(launches: Launches, names: Sequence[str], by: Perturbation | None) -> None:
+    if by is None or not names:
+        return
+    keys = {name: noise_key(*by.place, name) for name in set(names)}
+    launches.write([(keys[name], by.scales[name]) for name in names])
