@@ -197,22 +197,24 @@ def _launch_all(passes: Sequence[Pass], binary: bool, rounding: str) -> None:
         if one.dst.numel() > SMALL:
             _launch(one, binary, rounding)
         elif one.dst.numel():
-            even = (one.dst.numel() | one.start) % 16 == 0 and all(
-                t is None or t.data_ptr() % 16 == 0 for t in one.written
-            )
-            kinds.setdefault((one.dst.device, one.dst.dtype, one.mirror is None, even), []).append(one)
-    for (*_, even), some in kinds.items():
-        if len(some) == 1:
-            _launch(some[0], binary, rounding)
-        else:
-            _launch_many(some, binary, rounding, even)
+            kinds.setdefault((one.dst.device, one.dst.dtype, one.mirror is None), []).append(one)
+    for some in kinds.values():
+        addresses = np.array([[0 if t is None else t.data_ptr() for t in one.written] for one in some])
+        spans = np.array([(one.dst.numel(), one.start) for one in some])
+        even = np.all(addresses % 16 == 0, axis=1) & np.all(spans % 16 == 0, axis=1)
+        for chosen in (np.flatnonzero(even), np.flatnonzero(~even)):
+            if len(chosen) == 1:
+                _launch(some[chosen[0]], binary, rounding)
+            elif len(chosen):
+                own = [some[i] for i in chosen]
+                _launch_many(own, addresses[chosen], spans[chosen], binary, rounding, bool(even[chosen[0]]))
 
 
 def _launch(one: Pass, binary: bool, rounding: str, given: torch.Tensor | None = None) -> None:
     if one.dst.numel() == 0:
         return
     unit, size = _unit(binary), one.dst.numel()
-    programs = _programs(one, binary)
+    programs = _programs(size, one.start, binary)
     row = _row(one.key, one.scale)
     options = _options(one, binary, rounding) | {"GIVEN": given is not None, "RECORDED": row is not None}
     options["WIDE"] = size + 64 * unit >= 2**31
@@ -228,15 +230,19 @@ def _row(key: int, scale: float) -> torch.Tensor | None:
     return None if launches is None else launches.row(key, scale)
 
 
-def _launch_many(passes: Sequence[Pass], binary: bool, rounding: str, even: bool) -> None:
+def _launch_many(
+    passes: Sequence[Pass], addresses: np.ndarray, spans: np.ndarray, binary: bool, rounding: str, even: bool
+) -> None:
+    """Of addresses [n, 4] and of sizes and starts, [n, 2]."""
     if recording.current() is not None:
         raise recording.NotRecordable("small tensors share a launch")
     unit, count = _unit(binary), len(passes)
-    programs = np.array([_programs(one, binary) for one in passes])
+    sizes, starts = spans.T
+    programs = _programs(sizes, starts, binary)
     table = np.empty(count * kernels.COLUMNS + programs.sum(), np.int64)
     rows, owners = table[: count * kernels.COLUMNS].reshape(count, -1), table[count * kernels.COLUMNS :]
-    rows[:, :4] = [[0 if t is None else t.data_ptr() for t in one.written] for one in passes]
-    rows[:, 4:7] = [[one.dst.numel(), one.start // unit, one.start % unit] for one in passes]
+    rows[:, :4] = addresses
+    rows[:, 4], rows[:, 5], rows[:, 6] = sizes, starts // unit, starts % unit
     rows[:, 7] = np.cumsum(programs) - programs
     rows[:, 8] = np.array([one.key for one in passes], np.uint64).view(np.int64)
     rows[:, 9:] = np.array([[one.scale, one.keep] for one in passes], np.float32).view(np.int64)
@@ -263,10 +269,10 @@ def _unit(binary: bool) -> int:
     return 32 * reference.GAUSSIAN_BLOCK if binary else reference.GAUSSIAN_BLOCK
 
 
-def _programs(one: Pass, binary: bool) -> int:
-    unit = _unit(binary)
-    blocks = (one.start % unit + one.dst.numel() - 1) // unit + 1
-    return triton.cdiv(blocks, SIGN_BLOCKS) * (32 // SIGN_BITS) if binary else triton.cdiv(blocks, BLOCKS)
+def _programs(size: Any, start: Any, binary: bool) -> Any:
+    """Of a pass over so many elements, numbers or arrays."""
+    blocks = (start % _unit(binary) + size - 1) // _unit(binary) + 1
+    return -(-blocks // SIGN_BLOCKS) * (32 // SIGN_BITS) if binary else -(-blocks // BLOCKS)
 
 
 def _halves(key: int) -> list[int]:

@@ -256,8 +256,9 @@ class ScoringEngine:
         keep = Kept.of(torch.from_numpy(forward.keep), self.device, copies, multiple)
         target = sent(torch.from_numpy(forward.target), self.device)
         inputs: dict[str, Tensor] = {"input_ids": tensor(forward.input_ids)}
-        # A doubled batch gives every position: tables of positions are otherwise looked up once for all rows.
-        apart = copies > 1 or self.owners is not None
+        # A doubled batch gives every position: tables of positions are otherwise looked up once for all rows. So does
+        # one that is padded to a multiple, which may be longer than a table.
+        apart = copies > 1 or self.owners is not None or self.graphs is not None
         if self.takes_positions and (forward.mask is not None or cache is not None or apart):
             inputs["position_ids"] = tensor(forward.position_ids) + self.position_offset
         if forward.mask is not None:

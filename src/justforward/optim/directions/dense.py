@@ -105,7 +105,7 @@ class CounterNoise(Directions):
             tensors,
             [noise_key(*place, name) for name, _ in wholes],
             scales,
-            starts=[first * as_matrix(p).shape[1] for _, p in wholes],
+            starts=[first * as_matrix(p).shape[1] for _, p in wholes] if first else 0,
             distribution=self.distribution,
             mirrors=mirrors,
         )

@@ -114,33 +114,34 @@ def moved_copies(
 
     first: the number of their first row, where they are pieces of parameters; use: which buffers of the scratch.
     """
-    signs = 2 if by.paired else 1
-    left: dict[tuple[torch.device, torch.dtype], Tensor] = {}
-    tensors = {name: by.read(t) for name, t in tensors.items()}
-    for t in tensors.values():
-        if (kind := (t.device, t.dtype)) not in left:
-            total = sum(other.numel() for other in tensors.values() if (other.device, other.dtype) == kind)
-            left[kind] = scratch.take(t, signs * total, use).view(signs, total)
-    stacks: dict[str, Tensor] = {}
+    signs, tensors = 2 if by.paired else 1, {name: by.read(t) for name, t in tensors.items()}
+    kinds: dict[tuple[torch.device, torch.dtype], list[str]] = {}
     for name, t in tensors.items():
-        flat, count = left[t.device, t.dtype], t.numel()
-        stacks[name], left[t.device, t.dtype] = flat[:, :count].view(signs, *t.shape), flat[:, count:]
+        kinds.setdefault((t.device, t.dtype), []).append(name)
+    stacks: dict[str, Tensor] = {}
+    for names in kinds.values():
+        sizes = [tensors[name].numel() for name in names]
+        flat = scratch.take(tensors[names[0]], signs * sum(sizes), use).view(signs, -1)
+        for name, part in zip(names, flat.split(sizes, dim=1), strict=True):
+            stacks[name] = part if tensors[name].dim() == 1 else part.view(signs, *tensors[name].shape)
     for device in {t.device for t in tensors.values()}:
         here = [name for name, t in tensors.items() if t.device == device]
+        outs, *mirrors = zip(*(stacks[name].unbind() for name in here), strict=True)
         by.directions.perturb_many(
-            [stacks[n][0] for n in here],
+            outs,
             [tensors[n] for n in here],
             [(n, by.wholes[n]) for n in here],
             by.place,
             [by.scales[n] for n in here],
             first,
-            mirrors=[stacks[n][1] for n in here] if by.paired else None,
+            mirrors=mirrors[0] if by.paired else None,
         )
-    return stacks
+    return {name: stacks[name] for name in tensors}
 
 
 def _each_sign(stacks: dict[str, Tensor], by: Perturbation) -> list[dict[str, Tensor]]:
-    return [{name: stack[sign] for name, stack in stacks.items()} for sign in range(2 if by.paired else 1)]
+    halves = [stack.unbind() for stack in stacks.values()]
+    return [dict(zip(stacks, column, strict=True)) for column in zip(*halves, strict=True)] or [{}] * (1 + by.paired)
 
 
 class Scratch:
