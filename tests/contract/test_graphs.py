@@ -12,7 +12,7 @@ from justforward.optim import MeZO
 from justforward.optim.directions import dense
 from justforward.optim.probes import graphs as graphs_module
 from justforward.optim.probes import modules
-from justforward.optim.probes.graphs import MULTIPLE, CudaRecorder, Graphs
+from justforward.optim.probes.graphs import CudaRecorder, Graphs
 from justforward.scoring import ScoringEngine
 from justforward.scoring.prompts import Row
 from justforward.training.objective_trainer import ObjectiveMeZOTrainer
@@ -20,7 +20,7 @@ from justforward.training.objectives import Classification, Example, TeacherForc
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 LENGTHS = (5, 9, 5, 12, 20, 9)
-"""Tokens of the longest prompt of each step: of two shapes, once they are padded to multiples of 16."""
+"""Tokens of the longest prompt of each step: of two shapes, once they are padded."""
 
 
 @pytest.fixture(params=DEVICES)
@@ -93,7 +93,7 @@ def test_weights_that_are_elsewhere_are_read_there(device):
     model: Any = tiny("opt")
     model.to(device)
     graphs = Graphs(model, record if device == "cpu" else None)
-    inputs = {"input_ids": torch.full((2, MULTIPLE), 7, device=device)}
+    inputs = {"input_ids": torch.full((2, 16), 7, device=device)}
     head = model.get_output_embeddings()
     with torch.no_grad(), graphs.used():
         before = graphs.call(logits_of(model), inputs).clone()
@@ -115,11 +115,25 @@ def wrong(run):
     return lambda: made.fill_(7.0), made
 
 
+def empty(run):
+    return lambda: None, run()
+
+
+def astray(run):
+    made = run()
+    return lambda: made.fill_(torch.nan), made
+
+
+OTHERS = "others than those of the pass"
+
+
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        (barred, r"cannot be recorded as CUDA graphs \(operation not permitted when stream is capturing\)$"),
-        (wrong, "a CUDA graph of this model gives logits that differ by"),
+        (barred, r"recorded as a CUDA graph \(operation not permitted when stream is capturing\): leave"),
+        (wrong, OTHERS),
+        (empty, OTHERS),
+        (astray, OTHERS),
     ],
 )
 def test_a_model_that_cannot_be_recorded_is_refused_in_one_line(how, said, device):
@@ -133,10 +147,13 @@ def test_the_shape_that_was_used_longest_ago_makes_room(device, monkeypatch):
     model.to(device)
     graphs = Graphs(model, record if device == "cpu" else None)
     with torch.no_grad(), graphs.used():
-        for length in (16, 32, 16, 48, 16):
+        for length in (32, 16, 32, 48, 32):
             inputs = {"input_ids": torch.full((1, length), 7, device=device)}
             assert torch.allclose(graphs.call(logits_of(model), inputs), model(**inputs).logits, atol=1e-5)
-    assert [made.result.shape[1] for made in graphs.recorded.values()] == [48, 16]
+    assert [made.result.shape[1] for made in graphs.recorded.values()] == [48, 32]
+    assert (graphs.made, graphs.replayed) == (3, 5)
+    places = {made.result.untyped_storage().data_ptr() for made in graphs.recorded.values()}
+    assert len(places) == 1  # logits are large, and are read before the next are made
 
 
 def test_a_model_on_no_gpu_is_refused():
@@ -144,6 +161,10 @@ def test_a_model_on_no_gpu_is_refused():
         ValueError, match="--zo_cuda_graphs is for an NVIDIA GPU, and the model is on none: leave it out"
     ):
         ObjectiveMeZOTrainer(engine=ScoringEngine(tiny("opt")), zo_cuda_graphs=True)
+    spread = tiny("opt")
+    spread.get_input_embeddings().to("meta")
+    with pytest.raises(ValueError, match="this one is spread: add --no_auto_device"):
+        ObjectiveMeZOTrainer(engine=ScoringEngine(spread), zo_cuda_graphs=True)
 
 
 def test_keys_and_scales_are_written_as_the_device_reads_them(device):

@@ -75,15 +75,16 @@ def test_short_cuts_are_taken_where_the_family_allows(engines, family):
 
 
 @cases(50)
-@given(rows=groups(), budget=st.sampled_from([1, 32, 512]), share=st.booleans(), pack=st.booleans())
-def test_plan_keeps_to_its_budget_and_scores_every_token_once(rows, budget, share, pack):
-    plan = make_plan(rows, token_budget=budget, share_prefix=share, pack_trees=pack)
+@given(rows=groups(), budget=st.sampled_from([1, 32, 512]), share=st.booleans(), pack=st.booleans(), few=st.booleans())
+def test_plan_keeps_to_its_budget_and_scores_every_token_once(rows, budget, share, pack, few):
+    plan = make_plan(rows, token_budget=budget, share_prefix=share, pack_trees=pack, few_shapes=few)
     outputs = [o for forward in plan.forwards for o in forward.output.tolist()]
     assert sorted(outputs) == list(range(plan.lengths.sum()))
     for forward in plan.forwards:
         assert forward.input_ids.size <= budget or len(forward.input_ids) == 1
         assert forward.keep.sum() == len(set(forward.source.tolist()))
-    assert plan.fed_tokens <= plan.plain_tokens or any(len(f.input_ids) > 1 for f in plan.forwards)
+        assert not few or plan.prefix or forward.input_ids.shape[1] in (16, 32, 48, 64, 80, 96, 112, 128)
+    assert few or plan.fed_tokens <= plan.plain_tokens or any(len(f.input_ids) > 1 for f in plan.forwards)
     if not pack:
         assert not plan.has_tree
     if not share:

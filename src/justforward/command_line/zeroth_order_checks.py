@@ -87,7 +87,8 @@ def method_rules(job: JobArguments, given: Mapping[str, Any]) -> list[Rule]:
 
 
 def _graph_rules(job: JobArguments, given: Mapping[str, Any], directions: str) -> list[Rule]:
-    barred = [name for name in ("torch_compile", "fsdp", "bf16", "fp16", "use_cpu") if given.get(name)]
+    names = ("torch_compile", "torch_compile_backend", "torch_compile_mode", "fsdp", "bf16", "fp16", "use_cpu")
+    barred = [name for name in names if given.get(name)]
     barred += [name for name in ("prefix_tuning", "non_diff") if getattr(job, name)]
     barred += ["zo_offload"] if job.zo_offload != "none" else []
     return [
@@ -98,10 +99,16 @@ def _graph_rules(job: JobArguments, given: Mapping[str, Any], directions: str) -
         ),
         (
             job.zo_cuda_graphs and (directions != "dense" or job.zo_split),
-            f"--zo_cuda_graphs takes dense directions of a whole batch, and --zo_method {job.zo_method} has others: "
-            "leave one of them out",
+            f"--zo_cuda_graphs takes dense directions of a whole batch, and {_divided(job)} has others: leave one of "
+            "them out",
         ),
     ]
+
+
+def _divided(job: JobArguments) -> str:
+    if job.zo_directions is not None:
+        return f"--zo_directions {job.zo_directions}"
+    return f"--zo_method {job.zo_method}" if METHODS[job.zo_method].directions != "dense" else "--zo_split"
 
 
 def reward_rules(job: JobArguments, *, generation: bool) -> list[Rule]:

@@ -25,12 +25,12 @@ from justforward.compat import CACHE
 from justforward.models.residual import inputs_seen
 from justforward.optim.directions.base import Owners
 from justforward.optim.distribution.shards import is_sharded
-from justforward.optim.probes.graphs import MULTIPLE, Graphs
+from justforward.optim.probes.graphs import Graphs
 from justforward.optim.scored_head import ScoredLinear, install
 from justforward.scoring.continued import continued
 from justforward.scoring.guide import Guide
 from justforward.scoring.kept import KeptStates
-from justforward.scoring.plan import Forward, Plan, make_plan, plan_alone
+from justforward.scoring.plan import Forward, Plan, make_plan, plan_alone, rounded
 from justforward.scoring.positions import Kept, sent
 from justforward.scoring.prompts import Row
 from justforward.scoring.proof import Kind, Proofs
@@ -158,7 +158,7 @@ class ScoringEngine:
         for share, pack in itertools.product(caches, trees):
             plan = make_plan(
                 rows, token_budget=self.token_budget, share_prefix=share, pack_trees=pack, owners=owners,
-                multiple=1 if self.graphs is None else MULTIPLE,
+                few_shapes=self.graphs is not None,
             )  # fmt: skip
             if self.proofs is None or self.proofs.hold(plan, rows, self.token_budget):
                 return plan
@@ -252,12 +252,13 @@ class ScoringEngine:
             return sent(value if copies == 1 else value.repeat(copies, *[1] * (value.dim() - 1)), self.device)
 
         # A graph is of one shape: a few are to do for all batches.
-        multiple = 1 if self.graphs is None or self.owners is not None else MULTIPLE
-        keep = Kept.of(torch.from_numpy(forward.keep), self.device, copies, multiple)
+        few_shapes = self.graphs is not None and self.owners is None
+        kept = int(forward.keep.sum())
+        keep = Kept.of(torch.from_numpy(forward.keep), self.device, copies, rounded(kept) if few_shapes else kept)
         target = sent(torch.from_numpy(forward.target), self.device)
         inputs: dict[str, Tensor] = {"input_ids": tensor(forward.input_ids)}
         # A doubled batch gives every position: tables of positions are otherwise looked up once for all rows. So does
-        # one that is padded to a multiple, which may be longer than a table.
+        # one that is padded beyond its rows, which may be longer than a table.
         apart = copies > 1 or self.owners is not None or self.graphs is not None
         if self.takes_positions and (forward.mask is not None or cache is not None or apart):
             inputs["position_ids"] = tensor(forward.position_ids) + self.position_offset
@@ -269,7 +270,7 @@ class ScoringEngine:
             guide.begin(keep)
         if not (normalise or self.head is None or torch.is_grad_enabled()):
             ids, places = np.unique(forward.target, return_inverse=True)
-            ids = np.pad(ids, (0, -len(ids) % multiple), mode="edge")
+            ids = np.pad(ids, (0, rounded(len(ids)) - len(ids) if few_shapes else 0), mode="edge")
             inputs["wanted"], index = (sent(torch.from_numpy(array), self.device) for array in (ids, places))
         if self.owners is not None:
             owner = torch.from_numpy(forward.owner)

@@ -24,6 +24,11 @@ MIN_SHARED_PREFIX = 16
 PASS_TOKENS = 64
 """What one more forward pass costs, in tokens: padding is worth less than that."""
 
+FEW_SHAPES = 512, 4
+"""What a pass costs, and how many sequences it takes a multiple of, where shapes are to be few. Over 500 batches of 16
+rows with lengths like SST-2's, RTE's and BoolQ's, 1 to 3 of a hundred passes then have a shape that is not among the last
+64, and 1.4 to 1.8 times as many tokens are fed; with whole texts 12 of a hundred."""
+
 MAX_TREE_GROWTH = 8
 """A packed tree may be this many times longer than its longest row: attention over it is quadratic."""
 
@@ -118,18 +123,19 @@ def make_plan(
     pack_trees: bool = True,
     pass_tokens: int = PASS_TOKENS,
     owners: Sequence[int] | None = None,
-    multiple: int = 1,
+    few_shapes: bool = False,
 ) -> Plan:
     """Plan the forward passes that score `rows`, in any order, with at most `token_budget` tokens in each.
 
     A sequence longer than the budget gets a forward of its own. `share_prefix=False` uses no KV cache;
     `pack_trees=False` feeds every distinct row by itself, unless it is the beginning of another; `pass_tokens` is the
-    cost of a forward, in tokens; rows of different `owners` share no sequence; sequences are padded to a multiple of
-    `multiple` tokens.
+    cost of a forward, in tokens; rows of different `owners` share no sequence; `few_shapes` makes few passes, padded to
+    `rounded` lengths, where no prefix is cached.
     """
     prefix = _common_prefix(rows) if share_prefix else ()
     sequences = _pack(rows, _Packer(len(prefix), pack_trees, token_budget), owners)
-    return _plan(rows, prefix, _batches(sequences, token_budget, pass_tokens), multiple)
+    few_shapes = few_shapes and not prefix
+    return _plan(rows, prefix, _batches(sequences, token_budget, pass_tokens, few_shapes), few_shapes)
 
 
 def plan_alone(rows: Sequence[Row]) -> Plan:
@@ -154,8 +160,8 @@ def _pack(rows: Sequence[Row], packer: _Packer, owners: Sequence[int] | None = N
     return sequences
 
 
-def _plan(rows: Sequence[Row], prefix: tuple[int, ...], batches: list[list[Packed]], multiple: int = 1) -> Plan:
-    forwards = [_pad(batch, multiple) for batch in batches]
+def _plan(rows: Sequence[Row], prefix: tuple[int, ...], batches: list[list[Packed]], few_shapes: bool = False) -> Plan:
+    forwards = [_pad(batch, few_shapes) for batch in batches]
     return Plan(
         lengths=_lengths(rows),
         prefix=prefix,
@@ -255,26 +261,31 @@ class _Packer:
         return sequence
 
 
-def _batches(sequences: list[Packed], token_budget: int, pass_tokens: int) -> list[list[Packed]]:
+def _batches(sequences: list[Packed], token_budget: int, pass_tokens: int, few_shapes: bool) -> list[list[Packed]]:
     batches: list[list[Packed]] = []
     for tree in (True, False):
         kind = [s for s in sequences if (s.ancestors is not None) == tree]
         kind.sort(key=lambda s: -len(s.tokens))
         start = 0
-        for end in _cuts([len(s.tokens) for s in kind], token_budget, pass_tokens):
+        cost, unit = FEW_SHAPES if few_shapes else (pass_tokens, 1)
+        for end in _cuts([_length(s, few_shapes) for s in kind], token_budget, cost, unit):
             batches.append(kind[start:end])
             start = end
     return batches
 
 
-def _cuts(lengths: list[int], token_budget: int, pass_tokens: int) -> list[int]:
-    """Where to cut lengths, longest first, into batches: the least of (longest x count + pass_tokens), summed up."""
+def _cuts(lengths: list[int], token_budget: int, pass_tokens: int, unit: int) -> list[int]:
+    """Where to cut lengths, longest first, into batches: the least of (longest x count + pass_tokens), summed up.
+
+    unit: batches have a multiple of so many, but for the last one, and where the budget takes fewer.
+    """
     n = len(lengths)
     best, ends = [0] * (n + 1), [n] * n
     for i in range(n - 1, -1, -1):
         longest = max(1, lengths[i])
         last = min(n, i + max(1, token_budget // longest))
-        cost, ends[i] = min((best[j] + longest * (j - i), -j) for j in range(i + 1, last + 1))
+        possible = [j for j in range(i + 1, last + 1) if j == n or (j - i) % unit == 0] or [last]
+        cost, ends[i] = min((best[j] + longest * (j - i), -j) for j in possible)
         best[i], ends[i] = cost + pass_tokens, -ends[i]
     cuts: list[int] = []
     at = 0
@@ -284,8 +295,18 @@ def _cuts(lengths: list[int], token_budget: int, pass_tokens: int) -> list[int]:
     return cuts
 
 
-def _pad(batch: list[Packed], multiple: int) -> Forward:
-    n = -(-len(batch[0].tokens) // multiple) * multiple
+def rounded(count: int) -> int:
+    """The next multiple of 16, or from 128 on of an eighth of the next power of two: four numbers for each doubling."""
+    step = max(16, (1 << (count - 1).bit_length()) // 8)
+    return -(-count // step) * step
+
+
+def _length(sequence: Packed, few_shapes: bool) -> int:
+    return rounded(len(sequence.tokens)) if few_shapes else len(sequence.tokens)
+
+
+def _pad(batch: list[Packed], few_shapes: bool) -> Forward:
+    n = _length(batch[0], few_shapes)
     input_ids = np.zeros((len(batch), n), dtype=np.int64)
     position_ids = np.zeros((len(batch), n), dtype=np.int64)
     keep = np.zeros((len(batch), n), dtype=bool)

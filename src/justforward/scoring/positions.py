@@ -28,13 +28,13 @@ class Kept(Tensor):
     """int64 [K], of the flattened mask, where the mask is."""
 
     @classmethod
-    def of(cls, mask: Tensor, device: torch.device | str = "cpu", copies: int = 1, multiple: int = 1) -> Kept:
+    def of(cls, mask: Tensor, device: torch.device | str = "cpu", copies: int = 1, count: int = 0) -> Kept:
         """The positions of a mask that is on the host, for a device and so many copies of the batch.
 
-        multiple: the last position of a copy is read again until there are a multiple of so many.
+        count: the last position of a copy is read again until there are as many.
         """
         index = mask.flatten().nonzero().flatten()
-        index = torch.cat([index, index[-1:].expand(-len(index) % multiple)])
+        index = torch.cat([index, index[-1:].expand(max(0, count - len(index)))])
         every = (index + mask.numel() * torch.arange(copies)[:, None]).flatten()
         return cls.made(sent(mask.repeat(copies, 1), device), sent(every, device))
 

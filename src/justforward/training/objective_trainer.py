@@ -194,15 +194,34 @@ class ObjectiveMeZOTrainer(ObjectiveMixin, MeZOMixin, Trainer):
     """MeZO on an objective.
 
     Args:
-        zo_cuda_graphs: the passes of probes are recorded; ValueError where the model computes on no NVIDIA GPU.
+        zo_cuda_graphs: the passes of probes are recorded; ValueError where the model is not on one NVIDIA GPU.
     """
 
     def __init__(self, *args: Any, engine: ScoringEngine, zo_cuda_graphs: bool = False, **kwargs: Any):
+        self.graphs = Graphs(engine.model) if zo_cuda_graphs else None
+        if zo_cuda_graphs and len({p.device for p in engine.model.parameters()}) > 1:
+            raise ValueError("--zo_cuda_graphs is for a model on one GPU, and this one is spread: add --no_auto_device")
         if zo_cuda_graphs and (engine.device.type != "cuda" or torch.version.cuda is None):
             raise ValueError("--zo_cuda_graphs is for an NVIDIA GPU, and the model is on none: leave it out")
         super().__init__(*args, engine=engine, **kwargs)
-        if zo_cuda_graphs:
-            self.mezo_settings["graphs"] = engine.graphs = Graphs(engine.model)
+        self.mezo_settings["graphs"] = self.graphs
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As MeZO's; its batches alone are padded for graphs."""
+        self.engine.graphs = self.graphs
+        try:
+            return super().training_step(*args, **kwargs)
+        finally:
+            self.engine.graphs = None
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; the graphs' memory is given back at the end."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self.graphs is not None:
+                logger.info("CUDA graphs: %d recorded, %d replays", self.graphs.made, self.graphs.replayed)
+                self.graphs.recorded.clear()
 
 
 def _accuracy(evaluated: EvalPrediction) -> dict[str, float]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +29,6 @@ from justforward.optim.probes.closures import tolerance
 MOST = 64
 """Shapes that are kept; of more, the one that was used longest ago is recorded anew when it comes again."""
 
-MULTIPLE = 16
-"""What a batch is padded to multiples of, so that there are few shapes."""
-
 Inputs = Mapping[str, Tensor]
 Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 """Records a function, which has been run before: what replays it, and its result, which each replay writes anew."""
@@ -46,10 +43,13 @@ class CudaRecorder:
     def __call__(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         """See Record."""
         graph: Any = torch.cuda.CUDAGraph()
-        pool = None if self._newest is None else self._newest.pool()
-        # Of this thread alone: others, such as one that pins batches, may go on.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            result = run()
+        pool, stream = None if self._newest is None else self._newest.pool(), torch.cuda.current_stream()
+        try:
+            # Of this thread alone: others, such as one that pins batches, may go on.
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                result = run()
+        finally:
+            torch.cuda.set_stream(stream)  # torch stays on its own where a capture fails
         self._newest = graph
         return graph.replay, result
 
@@ -77,14 +77,17 @@ class Graphs:
     """The recorded passes of a model.
 
     Args:
-        model: graphs read its weights where they are.
+        model: graphs read its weights where they are; its parameters stay the same objects.
         record: how a function is recorded; None: as CUDA graphs.
     """
 
     def __init__(self, model: nn.Module, record: Record | None = None):
         self.model, self.record = model, record or CudaRecorder()
         self.recorded: dict[Any, Recorded] = {}
+        self.made = self.replayed = 0
+        """How many passes have been recorded, and replayed."""
         self._on = False
+        self._room = torch.empty(0)
         self._by: Perturbation | None = None
         self._scratch: Mapping[Any, Tensor] = {}
 
@@ -120,6 +123,7 @@ class Graphs:
             if len(self.recorded) == MOST:
                 self.recorded.pop(next(iter(self.recorded)))
         self.recorded[self._key(inputs)] = found  # of now: the first run may have made room for perturbed weights
+        self.replayed += 1
         return found(inputs, self._by)
 
     def _recordable(self) -> bool:
@@ -135,30 +139,52 @@ class Graphs:
     def _key(self, inputs: Inputs) -> Any:
         by, memory = self._by, [*self._weights, *self._scratch.values()]
         return (
-            None if by is None else (by.paired, *by.scales),
+            self.model.training if by is None else (by.paired, *by.scales, self.model.training),
             tuple((name, t.shape, t.dtype) for name, t in inputs.items()),
-            tuple(t.data_ptr() for t in memory),
+            tuple((t.data_ptr(), t.numel()) for t in memory),
         )
 
     def _made(self, function: Callable[[Inputs], Tensor], inputs: Inputs) -> Recorded:
         """A graph that has been held to the function itself."""
-        expected = function(inputs)
-        own, launches = {name: t.clone() for name, t in inputs.items()}, Launches(expected.device)
-        with recording(launches):
-            function(own)  # compiles the kernels that are to be recorded
         try:
-            with recording(launches):
-                replay, result = self.record(lambda: function(own))
+            expected = function(inputs)
+            with torch.cuda.device(expected.device) if expected.is_cuda else nullcontext():
+                made = self._record(function, inputs, self._place(expected))
+            made.result.fill_(torch.nan)  # as what a graph that is empty leaves there
+            found, known = made(inputs, self._by), expected.isfinite()
         except torch.OutOfMemoryError:
+            self.recorded.clear()
             raise
         except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
-            raise NotRecordable(f"passes of this model cannot be recorded as CUDA graphs ({reason})") from error
-        made = Recorded(own, replay, result, launches, _names(launches, self._by))
-        difference = float((made(inputs, self._by).float() - expected.float()).abs().max())
-        if difference > tolerance(self._weights) * max(1.0, float(expected.abs().max())):
-            raise NotRecordable(f"a CUDA graph of this model gives logits that differ by {difference:.2g}")
+            raise _refused(str(error).partition("\n")[0]) from error
+        except NotRecordable as error:
+            raise _refused(str(error)) from error
+        expected, found = expected[known], found[known]
+        most = tolerance(self._weights) * max(1.0, float(expected.abs().max())) if len(expected) else 0.0
+        if not (found - expected).abs().le(most).all():
+            raise _refused("its logits are others than those of the pass")
+        self.made += 1
         return made
+
+    def _record(self, function: Callable[[Inputs], Tensor], inputs: Inputs, out: Tensor) -> Recorded:
+        own, launches = {name: t.clone() for name, t in inputs.items()}, Launches(out.device)
+        with recording(launches):
+            function(own)  # compiles the kernels that are to be recorded
+        with recording(launches):
+            replay, result = self.record(lambda: out.copy_(function(own)))
+        return Recorded(own, replay, result, launches, _names(launches, self._by))
+
+    def _place(self, like: Tensor) -> Tensor:
+        """Where a graph leaves its result: all in the same place, for logits are large."""
+        if self._room.numel() < like.numel() or (self._room.device, self._room.dtype) != (like.device, like.dtype):
+            self._room = like.new_empty(2 * like.numel())
+        return self._room[: like.numel()].view(like.shape)
+
+
+def _refused(reason: str) -> NotRecordable:
+    return NotRecordable(
+        f"a pass of this model cannot be recorded as a CUDA graph ({reason}): leave --zo_cuda_graphs out"
+    )
 
 
 def _names(launches: Launches, by: Perturbation | None) -> list[str]:
@@ -167,7 +193,7 @@ def _names(launches: Launches, by: Perturbation | None) -> list[str]:
     try:
         return [known[key, float(np.float32(scale))] for key, scale in launches.made]
     except KeyError:
-        raise NotRecordable("a pass draws noise that is not its direction's: it cannot be recorded") from None
+        raise NotRecordable("it draws noise that is not its direction's") from None
 
 
 def _write(launches: Launches, names: Sequence[str], by: Perturbation | None) -> None:
