@@ -155,10 +155,6 @@ class Graphs:
         except torch.OutOfMemoryError:
             self.recorded.clear()
             raise
-        except RuntimeError as error:
-            raise _refused(str(error).partition("\n")[0]) from error
-        except NotRecordable as error:
-            raise _refused(str(error)) from error
         expected, found = expected[known], found[known]
         most = tolerance(self._weights) * max(1.0, float(expected.abs().max())) if len(expected) else 0.0
         if not (found - expected).abs().le(most).all():
@@ -168,11 +164,16 @@ class Graphs:
 
     def _record(self, function: Callable[[Inputs], Tensor], inputs: Inputs, out: Tensor) -> Recorded:
         own, launches = {name: t.clone() for name, t in inputs.items()}, Launches(out.device)
-        with recording(launches):
-            function(own)  # compiles the kernels that are to be recorded
-        with recording(launches):
-            replay, result = self.record(lambda: out.copy_(function(own)))
-        return Recorded(own, replay, result, launches, _names(launches, self._by))
+        try:
+            with recording(launches):
+                function(own)  # compiles the kernels that are to be recorded
+            with recording(launches):
+                replay, result = self.record(lambda: out.copy_(function(own)))
+            return Recorded(own, replay, result, launches, _names(launches, self._by))
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, NotRecordable) as error:
+            raise _refused(str(error).partition("\n")[0]) from error
 
     def _place(self, like: Tensor) -> Tensor:
         """Where a graph leaves its result: all in the same place, for logits are large."""
