@@ -107,6 +107,8 @@ class Assembly:
         job, arguments = self.job, self.arguments
         if job.generator == "vllm" and arguments.world_size > 1:
             raise ValueError("--generator vllm is for one process: start one, or leave it out")
+        if job.zo_cuda_graphs and (arguments.device.type != "cuda" or torch.version.cuda is None):
+            raise ValueError("--zo_cuda_graphs is for an NVIDIA GPU, and there is none: leave it out")
         if job.linear_probing and (adapter_folder(job.model_name) or find_log(job.model_name)):
             raise ValueError(
                 f"--linear_probing writes into the head of a plain model: make one of {job.model_name} with "
@@ -124,6 +126,7 @@ class Assembly:
     def _load(self, device: torch.device | str) -> LoadedModel:
         job = self.job
         spread = self.arguments.world_size == 1 and job.zo_offload == "none" and job.trainer != "guided"
+        spread = spread and not job.zo_cuda_graphs
         return self.recipe().build(
             device=device,
             auto_device=spread and not job.no_auto_device,

@@ -26,8 +26,8 @@ PASS_TOKENS = 64
 
 FEW_SHAPES = 512, 4
 """What a pass costs, and how many sequences it takes a multiple of, where shapes are to be few. Over 500 batches of 16
-rows with lengths like SST-2's, RTE's and BoolQ's, 1 to 3 of a hundred passes then have a shape that is not among the last
-64, and 1.4 to 1.8 times as many tokens are fed; with whole texts 12 of a hundred."""
+rows with lengths like SST-2's, RTE's and BoolQ's, 1 to 3 of a hundred passes then have a shape that is not among the
+last 64, and 1.4 to 1.8 times as many tokens are fed; with whole texts 12 of a hundred."""
 
 MAX_TREE_GROWTH = 8
 """A packed tree may be this many times longer than its longest row: attention over it is quadratic."""

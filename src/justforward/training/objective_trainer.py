@@ -200,9 +200,9 @@ class ObjectiveMeZOTrainer(ObjectiveMixin, MeZOMixin, Trainer):
     def __init__(self, *args: Any, engine: ScoringEngine, zo_cuda_graphs: bool = False, **kwargs: Any):
         self.graphs = Graphs(engine.model) if zo_cuda_graphs else None
         if zo_cuda_graphs and len({p.device for p in engine.model.parameters()}) > 1:
-            raise ValueError("--zo_cuda_graphs is for a model on one GPU, and this one is spread: add --no_auto_device")
+            raise ValueError("CUDA graphs are of a model on one GPU, and this one is spread")
         if zo_cuda_graphs and (engine.device.type != "cuda" or torch.version.cuda is None):
-            raise ValueError("--zo_cuda_graphs is for an NVIDIA GPU, and the model is on none: leave it out")
+            raise ValueError("CUDA graphs are for an NVIDIA GPU, and the model is on none")
         super().__init__(*args, engine=engine, **kwargs)
         self.mezo_settings["graphs"] = self.graphs
 
