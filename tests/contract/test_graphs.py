@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.families import VOCABULARY, tiny
 from support.taped import TapedNoise, record
+from transformers import TrainingArguments
 
 from justforward.noise import recording
 from justforward.optim import MeZO
@@ -175,3 +176,33 @@ def test_keys_and_scales_are_written_as_the_device_reads_them(device):
     key, bits = row.tolist()
     assert key % 2**64 == 2**63 + 7
     assert torch.tensor([bits]).to(torch.int32).view(torch.float32).item() == -0.5
+
+
+def test_a_training_pads_its_own_batches_alone_and_gives_the_memory_back(device, tmp_path):
+    losses, padded = [], []
+    for replaying in (False, True):
+        model: Any = tiny("opt")
+        engine = ScoringEngine(model.to(device))
+        arguments = TrainingArguments(
+            str(tmp_path), max_steps=3, per_device_train_batch_size=4, use_cpu=device == "cpu", report_to="none",
+            logging_steps=1, save_strategy="no", eval_strategy="steps", eval_steps=1, disable_tqdm=True,
+            lr_scheduler_type="constant", learning_rate=1e-3,
+        )  # fmt: skip
+        trainer = ObjectiveMeZOTrainer(
+            model, arguments, objective=Classification(), engine=engine, zo_eps=1e-2, zo_probe="paired",
+            train_dataset=[e for length in LENGTHS for e in batch_of(length)], eval_dataset=batch_of(6),
+        )  # fmt: skip
+        graphs = Graphs(model, record if device == "cpu" else None)
+        if replaying:
+            trainer.graphs = trainer.mezo_settings["graphs"] = graphs
+        plan = engine.plan
+        engine.plan = lambda rows, owners=None, e=engine, plan=plan: padded.append(e.graphs) or plan(rows, owners)
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+        assert engine.graphs is None
+        if replaying:
+            assert graphs.made > 0
+            assert graphs.replayed == 3
+            assert not graphs.recorded
+            assert padded[-6:].count(graphs) == 3
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
