@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -26,6 +27,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files whose jobs are of several processes take minutes: they come first, or one worker ends with them alone."""
     items.sort(key=lambda item: "/e2e/" not in item.path.as_posix())
+
+
+def pytest_collection_finish() -> None:
+    """Every training ends with full collections: most of a short one's time, were they to visit what was imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -80,12 +80,9 @@ LONG = [*ZO, *JOB, "--per_device_train_batch_size", "2", "--max_steps", "80"]
 @pytest.mark.parametrize("sharded", [[], ["--fsdp"]])
 def test_a_killed_rank_is_started_again_and_the_run_is_the_same(folder, undisturbed, started, sharded):
     place, whole = undisturbed
-    again = processes(2, "--max_restarts", "2")
     if sharded:  # one sign at a time, which rounds otherwise
         place, whole = folder / "whole", launch(folder, "whole", [*processes(2), *LONG, *sharded])
-    else:  # by torchrun itself, not forked
-        again = ["env", *again]
-    running, log = started("killed", [*again, *LONG, *sharded])
+    running, log = started("killed", [*processes(2, "--max_restarts", "2"), *LONG, *sharded])
     os.kill(after_steps(running, log, 20)[1], signal.SIGKILL)
     said = folder / "killed/stderr.txt"
     assert running.wait(timeout=120) == 0, said.read_text()[-3000:]

@@ -3,8 +3,8 @@
 import json
 import os
 import signal
-import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,17 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from support.forking import RUN, Forked
 from support.golden import DATA, MODEL
 from transformers import AutoModelForCausalLM
 from transformers.integrations import integration_utils
 
 from justforward import experiment
 from justforward.commands.cli import main
+from justforward.optim.log import read
 from justforward.training.interrupts import SIGNALS, SaveOnInterrupt
 from justforward.training.resuming import claimed
 
-ROOT = Path(__file__).parents[2]
 # fmt: off
 COMMON = [
     "--task_name", "SST2", "--model_name", MODEL, "--data_dir", DATA, "--use_cpu", "--disable_tqdm", "--no_eval",
@@ -122,15 +123,17 @@ def test_a_second_sigint_interrupts_at_once(capsys):
 def test_sigusr1_from_outside():
     """As a batch system sends it, to a process of its own, while it trains."""
     words = [*COMMON, *WAYS["full"], "--max_steps", "100000"]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, str(ROOT / "run.py"), *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as job:
-        assert job.stdout is not None and job.stderr is not None  # noqa: PT018
-        assert any("projected_grad" in line for line in job.stdout)
-        job.send_signal(signal.SIGUSR1)
-        errors = job.communicate()[1]
-    assert job.returncode == 0, errors
-    assert "SIGUSR1: saving at the end of this step, then stopping" in errors
+    log, said = Path("out/trajectory.log"), Path("said.txt")
+    job = Forked([sys.executable, RUN, *words], Path.cwd(), os.environ, said, said)
+    try:
+        while job.poll() is None and not (log.exists() and read(log).steps):
+            time.sleep(0.01)
+        assert job.poll() is None, said.read_text()
+        os.kill(job.pid, signal.SIGUSR1)
+        assert job.wait(timeout=120) == 0, said.read_text()
+    finally:
+        job.terminate()
+    assert "SIGUSR1: saving at the end of this step, then stopping" in said.read_text()
     assert len(checkpoints()) == 1
 
 

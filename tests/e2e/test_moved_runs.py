@@ -33,6 +33,36 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory):
+    """Puts what a training leaves into a folder; what several tests begin with is trained once."""
+    made = {}
+
+    def put(folder, *words):
+        if words not in made:
+            made[words] = tmp_path_factory.mktemp("made")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(made[words])
+                assert main([*JOB, *words, "--output_dir", "run"]) == 0
+        shutil.copytree(made[words] / "run", folder)
+
+    return put
+
+
+@pytest.fixture
+def finished(copied):
+    """Leaves a training in the folder `run`; its weights, whose file is gone so that it must be written again."""
+
+    def train(way):
+        copied("run", *WAYS[way])
+        assert best("run").name != "checkpoint-6"
+        found = weights("run")
+        Path("run", "model.safetensors").unlink()
+        return found
+
+    return train
+
+
 def weights(folder):
     return {f"{p.name} {n}": w for p in Path(folder).glob("*.safetensors") for n, w in load_file(p).items()}
 
@@ -46,17 +76,8 @@ def best(folder):
     return Path(json.loads(Path(folder, "trainer_state.json").read_text())["best_model_checkpoint"])
 
 
-def finished(way, folder="run"):
-    """Train; the weights at the end, whose file is gone so that it must be written again."""
-    assert main([*JOB, *WAYS[way], "--output_dir", folder]) == 0
-    assert best(folder).name != "checkpoint-6"
-    found = weights(folder)
-    Path(folder, "model.safetensors").unlink()
-    return found
-
-
 @pytest.mark.parametrize("way", WAYS)
-def test_a_finished_run_ends_with_its_best_checkpoint_wherever_it_lies(way, capsys, monkeypatch):
+def test_a_finished_run_ends_with_its_best_checkpoint_wherever_it_lies(way, finished, capsys, monkeypatch):
     expected = finished(way)
     Path("run").rename("moved")
     capsys.readouterr()
@@ -84,7 +105,7 @@ def test_a_finished_run_ends_with_its_best_checkpoint_wherever_it_lies(way, caps
 
 @pytest.mark.parametrize("what", ["gone", "cut"])
 @pytest.mark.parametrize("way", WAYS)
-def test_a_lost_best_checkpoint_is_taken_from_the_log_or_missed(way, what, capsys):
+def test_a_lost_best_checkpoint_is_taken_from_the_log_or_missed(way, what, finished, capsys):
     expected, lost = finished(way), best("run")
     if what == "gone":
         shutil.rmtree(lost)
@@ -104,7 +125,7 @@ def test_a_lost_best_checkpoint_is_taken_from_the_log_or_missed(way, what, capsy
         assert equal(weights("run"), expected)
 
 
-def test_a_run_that_goes_on_elsewhere_looks_for_its_best_beside_the_checkpoint():
+def test_a_run_that_goes_on_elsewhere_looks_for_its_best_beside_the_checkpoint(finished):
     expected = finished("backpropagation")
     more = ["--resume_from_checkpoint", "run/checkpoint-4", "--output_dir", "on"]
     Path("on").mkdir()
@@ -119,18 +140,18 @@ FULL = ["--trainer", "regular", "--learning_rate", "1e-3", *NOTHING_SAVED]
 
 
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite_output_dir"]])
-def test_no_adapter_of_an_earlier_run_lies_on_the_weights(overwrite):
-    assert main([*JOB, *LORA, "--output_dir", "out"]) == 0
+def test_no_adapter_of_an_earlier_run_lies_on_the_weights(overwrite, copied):
+    copied("out", *LORA)
     assert Path("out/adapter_config.json").exists()
     assert main([*JOB, *FULL, "--output_dir", "out", *overwrite]) == 0
     assert not list(Path("out").glob("adapter*"))
-    assert main([*JOB, *FULL, "--output_dir", "fresh"]) == 0
+    copied("fresh", *FULL)
     saved, fresh = (dict(AutoModelForCausalLM.from_pretrained(f).state_dict()) for f in ("out", "fresh"))
     assert equal(saved, fresh)
 
 
-def test_no_weights_of_an_earlier_run_lie_under_an_adapter(capsys):
-    assert main([*JOB, *FULL, "--output_dir", "out"]) == 0
+def test_no_weights_of_an_earlier_run_lie_under_an_adapter(copied, capsys):
+    copied("out", *FULL)
     assert main([*JOB, *LORA, "--output_dir", "out"]) == 0
     assert "out held the model of another training, which is deleted: config.json, " in capsys.readouterr().err
     assert not list(Path("out").glob("model*")) + list(Path("out").glob("config.json"))
@@ -155,8 +176,8 @@ def test_overwriting_leaves_nothing_of_the_old_run():
 
 
 @pytest.mark.parametrize("base", ["out", "out/checkpoint-2"])
-def test_the_base_model_is_not_overwritten(base, capsys):
-    assert main([*JOB, *FULL, "--save_strategy", "steps", "--save_steps", "2", "--output_dir", "out"]) == 0
+def test_the_base_model_is_not_overwritten(base, copied, capsys):
+    copied("out", *FULL, "--save_strategy", "steps", "--save_steps", "2")
     before = sorted(Path("out").rglob("*"))
     more = ["--model_name", base, "--overwrite_output_dir", "--output_dir", "./out"]
     assert main([*JOB, *FULL, *more]) == 2

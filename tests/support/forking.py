@@ -2,7 +2,7 @@
 
 They are commands as users give them, in processes of their own: with their own folder, environment and signals, with
 an exit status, with torchrun's restarts. Only Python does not start anew. That commands run without this is said by
-those of tests/e2e that torchrun, srun and a script start.
+those of tests/e2e that srun and a script, by torchrun, start.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -79,10 +80,9 @@ def test_only_parts_that_time_nothing_run_at_once(stand_ins):
 
 def test_parts_at_once_have_limits_of_their_own():
     slow, quick = child("import time; time.sleep(60)"), child("print('done')")
-    began = time.monotonic()
     outcomes = runner.at_once([slow, quick], [0.3, 20], "cpu")
     assert [outcome.cause for outcome in outcomes] == ["cut after 0 s", ""]
-    assert time.monotonic() - began < 15
+    assert slow.process.poll() == -signal.SIGKILL, "it did not come to its end"
 
 
 def test_an_end_from_outside_leaves_none_of_the_parts_running(monkeypatch):
@@ -91,11 +91,9 @@ def test_an_end_from_outside_leaves_none_of_the_parts_running(monkeypatch):
 
     monkeypatch.setattr(runner, "as_completed", stop)
     sleeping = [child("import time; time.sleep(60)") for _ in range(2)]
-    began = time.monotonic()
     with pytest.raises(SystemExit):
-        runner.at_once(sleeping, [50, 50], "cpu")
-    assert time.monotonic() - began < 15
-    assert all(one.process.poll() is not None for one in sleeping)
+        runner.at_once(sleeping, [90, 90], "cpu")  # over after the sleep: what cuts it is the end from outside
+    assert [one.process.poll() for one in sleeping] == 2 * [-signal.SIGKILL]
 
 
 def test_a_part_that_overruns_is_cut_with_all_that_it_started(tmp_path):
