@@ -31,7 +31,7 @@ def measure(where: Where) -> None:
     shape = where.pick("1.3b", "thin")
     model = model_of(shape, torch.bfloat16, where.device)
     for tokens, graphs in ((TOKENS, False), (TOKENS, True), (where.pick(399, 99), False)):
-        made = step_on(model, tokens=tokens, graphs=graphs)
+        made = step_on(model, tokens=tokens, graphs=graphs and not where.rehearsal)
         what = f"OPT-{shape}, bf16, 16 x {tokens + 1} tokens{', CUDA graphs' if graphs else ''}"
         host(where, what, {"step": made.run, "two forwards": made.two_forwards})
         waits(where, f"a step: {what}", made.run)

@@ -78,18 +78,20 @@ class Child:
     def carry_out(self, limit: float, *, rehearsed: bool = False) -> Outcome:
         """Let it begin, print what it prints, and kill it and all that it started when its time is over."""
         outcome, said, began = Outcome(self.name, limit, rehearsed), [""], time.perf_counter()
+        code = 0
         reader = threading.Thread(target=self._read, args=(outcome, said))
         reader.start()
         try:
             self._tell(limit)
             code = self.process.wait(timeout=limit)
-            outcome.cause = "" if code == 0 else f"failed: {said[0] or f'exit code {code}'}"
         except subprocess.TimeoutExpired:
             outcome.cause = f"cut after {limit:.0f} s"
         finally:
             self.end()
         outcome.seconds = time.perf_counter() - began
         reader.join()
+        if code:
+            outcome.cause = f"failed: {said[0] or f'exit code {code}'}"
         self.process.stdout.close()  # type: ignore[union-attr]
         return outcome
 

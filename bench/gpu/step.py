@@ -64,7 +64,7 @@ def full(where: Where, shape: str, tokens: Sequence[int]) -> None:
         over_forwards(where, made, what)
         memory(where, made, what)
         del made
-        made = step_on(model, examples=EXAMPLES, tokens=count, graphs=True)
+        made = step_on(model, examples=EXAMPLES, tokens=count, graphs=not where.rehearsal)
         over_forwards(where, made, f"{what}, CUDA graphs")
         memory(where, made, f"{what}, CUDA graphs")
         del made

@@ -158,9 +158,7 @@ def test_the_shape_that_was_used_longest_ago_makes_room(device, monkeypatch):
 
 
 def test_a_model_on_no_gpu_is_refused():
-    with pytest.raises(
-        ValueError, match="--zo_cuda_graphs is for an NVIDIA GPU, and the model is on none: leave it out"
-    ):
+    with pytest.raises(ValueError, match="for an NVIDIA GPU, and the model is on none"):
         ObjectiveMeZOTrainer(engine=ScoringEngine(tiny("opt")), zo_cuda_graphs=True)
     spread = tiny("opt")
     spread.get_input_embeddings().to("meta")
