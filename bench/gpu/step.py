@@ -98,9 +98,9 @@ def adapters(where: Where, shape: str) -> None:
             what = f"OPT-{shape}, bf16, {method}, {EXAMPLES} x {tokens + 1} tokens"
             over_forwards(where, made, what)
             if method == "lora":  # a prefix is a cache, which is not recorded
-                over_forwards(
-                    where, step_on(model, examples=EXAMPLES, tokens=tokens, graphs=True), f"{what}, CUDA graphs"
-                )
+                graphed = step_on(model, examples=EXAMPLES, tokens=tokens, graphs=not where.rehearsal)
+                over_forwards(where, graphed, f"{what}, CUDA graphs")
+                del graphed
             del made
         del model
         _release(where)
