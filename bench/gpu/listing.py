@@ -26,16 +26,16 @@ class Part:
 INTERPRETED = {"TRITON_INTERPRET": "1"}
 
 PARTS = (
-    Part("step", 95, "a step against its own two forwards and the textbook's; its peak of memory over inference"),
+    Part("step", 120, "a step against its own two forwards and the textbook's; its peak of memory over inference"),
     Part("profile", 45, "the kernels of one step, what the host does meanwhile and where it waits"),
-    Part("bandwidth", 35, "bytes per second of the noise kernel against a device copy", rehearsed=INTERPRETED),
-    Part("offload", 85, "weights in host memory: bits, memory and seconds"),
-    Part("evaluation", 80, "prompt evaluation against one row at a time, and lm_eval where it is installed"),
+    Part("bandwidth", 25, "bytes per second of the noise kernel against a device copy", rehearsed=INTERPRETED),
+    Part("offload", 90, "weights in host memory: bits, memory and seconds"),
+    Part("evaluation", 70, "prompt evaluation against one row at a time, and lm_eval where it is installed"),
     Part("bits", 100, "the noise kernel: the bits of the reference", timed=False, rehearsed=INTERPRETED),
-    Part("run", 140, "a run by the command line: the CPU's losses, the same log twice, kill, resume, replay, 16 bits",
+    Part("run", 130, "a run by the command line: the CPU's losses, the same log twice, kill, resume, replay, 16 bits",
          timed=False),
     Part("ranks", 110, "one rank under torchrun: FSDP2, and a restart after a kill", timed=False),
-    Part("tests", 140, "pytest -m gpu", timed=False),
+    Part("tests", 130, "pytest -m gpu", timed=False),
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from typing import Any
 
 import torch
@@ -25,11 +26,13 @@ GRADIENTS = (0.5, -0.25, 0.125)
 
 
 def measure(where: Where) -> None:
-    """Bits on a small shape; memory and seconds on a large one."""
+    """Bits on a small shape; memory and seconds on one that the seconds left allow."""
+    began = time.perf_counter()
     for dtype in (torch.float32, torch.bfloat16):
         bits(where, where.pick("125m", "tiny"), dtype)
     gc.collect()
-    size(where, where.pick(largest(where.seconds, free_gib()), "thin"))
+    left = where.seconds - (time.perf_counter() - began)
+    size(where, where.pick(largest(left, free_gib()), "thin"))
 
 
 def largest(seconds: float, gib: float) -> str:
