@@ -31,14 +31,14 @@ class Launches:
         self.made: list[tuple[int, float]] = []
 
     def row(self, key: int, scale: float) -> torch.Tensor:
-        """Where the next launch finds its key and scale. Raises NotRecordable where they are too many."""
+        """Int64 [2]: where the next launch finds its key and scale. Raises NotRecordable where they are too many."""
         if len(self.made) == MOST:
             raise NotRecordable(f"more than {MOST:,} launches")
         self.made.append((key, scale))
         return self.table[len(self.made) - 1]
 
     def write(self, rows: Sequence[tuple[int, float]]) -> None:
-        """Keys and scales for the next replay, in the order of the launches; the device is not waited for."""
+        """Keys of 64 bits and float32 scales for the next replay, in order; the device is not waited for."""
         values = np.zeros((len(rows), 2), np.int64)
         values[:, 0] = np.array([key for key, _ in rows], np.uint64).view(np.int64)
         values[:, 1] = np.array([scale for _, scale in rows], np.float32).view(np.int32)

@@ -24,10 +24,11 @@ MIN_SHARED_PREFIX = 16
 PASS_TOKENS = 64
 """What one more forward pass costs, in tokens: padding is worth less than that."""
 
-FEW_SHAPES = 512, 4
-"""What a pass costs, and how many sequences it takes a multiple of, where shapes are to be few. Over 500 batches of 16
-rows with lengths like SST-2's, RTE's and BoolQ's, 1 to 3 of a hundred passes then have a shape that is not among the
-last 64, and 1.4 to 1.8 times as many tokens are fed; with whole texts 12 of a hundred."""
+FEW_SHAPES_PASS_TOKENS = 512
+"""The same where shapes are to be few (bench/shapes.py): more passes would be of more shapes."""
+
+FEW_SHAPES_ROWS = 4
+"""So many sequences, or a multiple, make a pass there."""
 
 MAX_TREE_GROWTH = 8
 """A packed tree may be this many times longer than its longest row: attention over it is quadratic."""
@@ -263,11 +264,11 @@ class _Packer:
 
 def _batches(sequences: list[Packed], token_budget: int, pass_tokens: int, few_shapes: bool) -> list[list[Packed]]:
     batches: list[list[Packed]] = []
+    cost, unit = (FEW_SHAPES_PASS_TOKENS, FEW_SHAPES_ROWS) if few_shapes else (pass_tokens, 1)
     for tree in (True, False):
         kind = [s for s in sequences if (s.ancestors is not None) == tree]
         kind.sort(key=lambda s: -len(s.tokens))
         start = 0
-        cost, unit = FEW_SHAPES if few_shapes else (pass_tokens, 1)
         for end in _cuts([_length(s, few_shapes) for s in kind], token_budget, cost, unit):
             batches.append(kind[start:end])
             start = end

@@ -111,9 +111,9 @@ class Graphs:
             self._by, self._scratch = before
 
     def call(self, function: Callable[[Inputs], Tensor], inputs: Inputs) -> Tensor:
-        """function(inputs), which depends on these tensors, the weights and the direction alone.
+        """function(inputs), logits of any shape, which depends on these tensors, the weights and the direction alone.
 
-        What a graph gives is good until the next call. Raises NotRecordable where there can be none.
+        What a graph gives is good until the next call. Raises NotRecordable, in one line, where there can be none.
         """
         if not (self._on and self._recordable()):
             return function(inputs)
